@@ -1,0 +1,168 @@
+"""The contract of jmeta: a task, a model, a meta-learner, a source of tasks.
+
+Everything is a pure function of pytrees. A batch of tasks is a `Task` with a leading task axis on every leaf, and
+`episodic` is the only place that knows this axis: a learner is written for one task.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+Params = PyTree
+State = PyTree
+Info = Mapping[str, Array]
+
+
+class Examples(NamedTuple):
+    """Labelled examples of one task.
+
+    Args:
+        inputs: `[ways * shots, ...]`, sorted by class.
+        targets: `[ways * shots, ways]` one-hot for classification, so that the shape carries the number of ways;
+            `[shots, outputs]` for regression.
+    """
+
+    inputs: PyTree
+    targets: PyTree
+
+
+class Task(NamedTuple):
+    """One episode: what a learner adapts to, and what it is asked afterwards.
+
+    Args:
+        support: everything that `adapt` may see, as a rule `Examples`.
+        query: what it may not see, as a rule `Examples`.
+    """
+
+    support: PyTree
+    query: PyTree
+
+
+class Apply(Protocol):
+    """The second function of a `Model`."""
+
+    def __call__(
+        self, key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]: ...
+
+
+class Model(NamedTuple):
+    """A network as two pure functions; `jmeta.linen(module)` makes one from a Flax module.
+
+    Args:
+        init: `(key, inputs) -> (params, state)`; `state` holds what is not trained by gradient (batch statistics).
+        apply: `(key, params, state, inputs, *, train) -> (outputs, state)`; `train` is true on the support, which the
+            model learns from, and false on the queries, which it answers.
+    """
+
+    init: Callable[[Key[Array, ""], PyTree], tuple[Params, State]]
+    apply: Apply
+
+
+class Adapted(NamedTuple):
+    """What `adapt` learned from one support set.
+
+    Args:
+        params: φ, the adapted parameters: all that `predict` needs.
+        state: the model's state after the support set.
+        info: what a person may want to read (inner losses, a residual); scalars or small arrays.
+    """
+
+    params: PyTree
+    state: State
+    info: Info
+
+
+class MetaLearner(NamedTuple):
+    """A learner of learners as four pure functions: the whole public contract.
+
+    Args:
+        init: `(key, task) -> (params, state)`: θ, which the outer optimiser trains, and a state that is carried.
+        adapt: `(key, params, state, support) -> Adapted`: one task, sees the support only.
+        predict: `(key, adapted, inputs) -> outputs`: one task.
+        objective: `(key, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks; what `jax.grad`
+            differentiates in θ.
+    """
+
+    init: Callable[[Key[Array, ""], Task], tuple[Params, State]]
+    adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
+    predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
+    objective: Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
+
+
+class TaskSource(NamedTuple):
+    """A distribution over tasks.
+
+    Args:
+        data: the arrays that tasks are cut from, an explicit argument of the compiled step; closed over, they would
+            become constants inside the program.
+        sample: `(key, data) -> Task`, pure, runs on the device inside the compiled step.
+        protocol: what the tasks are (`ways`, `shots`, `queries`, ...); stands in every result.
+        names: the description of each class, in the order of the class index; empty where classes have none.
+    """
+
+    data: PyTree
+    sample: Callable[[Key[Array, ""], PyTree], Task]
+    protocol: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+
+
+def episodic(
+    init: Callable[[Key[Array, ""], Task], tuple[Params, State]],
+    adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted],
+    predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree],
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+) -> MetaLearner:
+    """A `MetaLearner` from three functions of one task and a loss.
+
+    The objective is the mean over a batch of tasks `i` of `loss(predict(adapt(θ, supportᵢ), queryᵢ))`.
+
+    Args:
+        init: `(key, task) -> (params, state)`.
+        adapt: `(key, params, state, support) -> Adapted`.
+        predict: `(key, adapted, inputs) -> outputs`.
+        loss: `(outputs, targets) -> scalar`, the outer loss on the queries of one task.
+
+    Returns:
+        The learner. The state after a batch is the mean over tasks of each floating leaf, which for moving averages is
+        the moving average of the mean statistics; other leaves are taken from the first task. `info` holds the mean
+        over tasks of each entry of `Adapted.info`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta
+        >>> learner = jmeta.episodic(  # predicts the mean of the support targets plus a learned offset
+        ...     init=lambda key, task: (jnp.zeros(()), ()),
+        ...     adapt=lambda key, params, state, support: jmeta.Adapted(params + support.targets.mean(), state, {}),
+        ...     predict=lambda key, adapted, inputs: jnp.broadcast_to(adapted.params, inputs.shape),
+        ...     loss=jmeta.mean_squared_error,
+        ... )
+        >>> source = jmeta.sinusoid(shots=5)
+        >>> params, state = learner.init(jax.random.key(0), source.sample(jax.random.key(1), source.data))
+        >>> params.shape
+        ()
+    """
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        adapt_key, predict_key = jax.random.split(key)
+        adapted = adapt(adapt_key, params, state, task.support)
+        outputs = predict(predict_key, adapted, task.query.inputs)
+        return loss(outputs, task.query.targets), (adapted.state, adapted.info)
+
+    def objective(
+        key: Key[Array, ""], params: Params, state: State, tasks: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+        losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
+        return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
+
+    return MetaLearner(init, adapt, predict, objective)
+
+
+def mean_over_tasks(tree: PyTree) -> PyTree:
+    """The mean over the leading task axis of each floating leaf; the first task's entry of every other leaf."""
+    return jax.tree.map(lambda x: x.mean(axis=0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0], tree)

@@ -1,0 +1,164 @@
+"""N-way K-shot episodes from arrays, sampled on the device inside the compiled step."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Num
+
+from jmeta.core import Examples, Task, TaskSource
+from jmeta.errors import DataError
+
+Transform = Callable[[Key[Array, ""], Float[Array, "n ..."]], Float[Array, "n ..."]]
+
+
+class EpisodeData(NamedTuple):
+    """The arrays that episodes are cut from, rows sorted by class.
+
+    Args:
+        inputs: `[rows, ...]`.
+        first: `[classes]`, the first row of each class.
+        count: `[classes]`, the number of rows of each class.
+        family: `[classes]`, the family of each class; an episode draws all of its classes from one family.
+        families: `[families]`, the families with at least as many classes as an episode has ways.
+    """
+
+    inputs: Num[Array, "rows ..."]
+    first: Int[Array, "classes"]
+    count: Int[Array, "classes"]
+    family: Int[Array, "classes"]
+    families: Int[Array, "families"]
+
+
+def from_arrays(
+    inputs: np.ndarray | Array,
+    labels: np.ndarray | Array | Sequence[int],
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    names: Sequence[str] = (),
+    families: np.ndarray | Sequence[int] | None = None,
+    transform: Transform | None = None,
+) -> TaskSource:
+    """N-way K-shot episodes from labelled arrays.
+
+    An episode draws `ways` classes uniformly without replacement, then `shots + queries` rows of each without
+    replacement. The arrays lie on the device, and sampling is part of the compiled step.
+
+    Args:
+        inputs: `[n, ...]`; unsigned bytes are stored as such and scaled to `[0, 1]` when sampled, everything else
+            becomes float32 and is left as it is.
+        labels: `[n]`, any integers, in any order.
+        ways: number of classes of an episode.
+        shots: labelled support examples a class.
+        queries: query examples a class.
+        names: the description of each class, in the order of the sorted distinct labels.
+        families: `[classes]`, a family for each class in the same order; an episode then draws its classes from one
+            family, uniform over the families that have at least `ways` classes. Default: one family.
+        transform: `(key, inputs [n, ...]) -> inputs`, applied on the device to the rows of an episode (augmentation).
+
+    Returns:
+        A source of tasks whose `support` is `Examples([ways * shots, ...], [ways * shots, ways])` and whose `query` is
+        `Examples([ways * queries, ...], [ways * queries, ways])`.
+
+    Raises:
+        DataError: arrays of different length, non-finite inputs, fewer classes than ways, or a class with fewer rows
+            than `shots + queries`.
+
+    Example:
+        >>> import jax, jmeta, numpy as np
+        >>> images = np.random.default_rng(0).normal(size=(60, 28, 28, 1))
+        >>> source = jmeta.from_arrays(images, np.repeat(np.arange(6), 10), ways=5, shots=1, queries=3)
+        >>> task = source.sample(jax.random.key(0), source.data)
+        >>> task.support.inputs.shape, task.query.targets.shape
+        ((5, 28, 28, 1), (15, 5))
+
+    Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
+    """
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    _check(inputs, labels, ways, shots, queries)
+    classes, first, count = np.unique(np.sort(labels), return_index=True, return_counts=True)
+    _check_counts(classes, count, names, ways, shots, queries)
+    family = np.zeros(len(classes), np.int32) if families is None else np.asarray(families)
+    if len(family) != len(classes):
+        raise DataError(f"there are {len(family)} families but {len(classes)} classes; give one family for each class.")
+    kinds, sizes = np.unique(family, return_counts=True)
+    if not (sizes >= ways).any():
+        raise DataError(f"no family has {ways} classes (the largest has {sizes.max()}); ask for fewer ways.")
+    data = EpisodeData(
+        inputs=jnp.asarray(_stored(inputs[np.argsort(labels, kind="stable")])),
+        first=jnp.asarray(first, jnp.int32),
+        count=jnp.asarray(count, jnp.int32),
+        family=jnp.asarray(family, jnp.int32),
+        families=jnp.asarray(kinds[sizes >= ways], jnp.int32),
+    )
+    most = int(count.max())
+
+    def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
+        class_key, row_key, transform_key = jax.random.split(key, 3)
+        chosen = _choose_classes(class_key, data, ways)
+        rows = jax.vmap(lambda key, first, count: first + _choose_rows(key, count, most, shots + queries))(
+            jax.random.split(row_key, ways), data.first[chosen], data.count[chosen]
+        )
+        inputs = data.inputs[rows.reshape(-1)]
+        inputs = inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
+        inputs = inputs if transform is None else transform(transform_key, inputs)
+        inputs = inputs.reshape(ways, shots + queries, *inputs.shape[1:])
+        return Task(_examples(inputs[:, :shots]), _examples(inputs[:, shots:]))
+
+    protocol = {"ways": ways, "shots": shots, "queries": queries}
+    return TaskSource(data, sample, protocol, tuple(names))
+
+
+def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Array, "ways"]:
+    family_key, class_key = jax.random.split(key)
+    family = jax.random.choice(family_key, data.families)
+    score = jnp.where(data.family == family, jax.random.uniform(class_key, data.first.shape), -1.0)
+    return jax.lax.top_k(score, ways)[1]
+
+
+def _choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int) -> Int[Array, "rows"]:
+    score = jnp.where(jnp.arange(most) < count, jax.random.uniform(key, (most,)), -1.0)
+    return jax.lax.top_k(score, rows)[1]
+
+
+def _examples(inputs: Float[Array, "ways n ..."]) -> Examples:
+    ways, n = inputs.shape[:2]
+    targets = jnp.repeat(jnp.eye(ways, dtype=inputs.dtype), n, axis=0)
+    return Examples(inputs.reshape(ways * n, *inputs.shape[2:]), targets)
+
+
+def _stored(inputs: np.ndarray) -> np.ndarray:
+    return inputs if inputs.dtype == np.uint8 else inputs.astype(jnp.float32)
+
+
+def _check(inputs: np.ndarray, labels: np.ndarray, ways: int, shots: int, queries: int) -> None:
+    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
+        if value < least:
+            raise DataError(f"{name} is {value}; give at least {least}.")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"labels must be a vector of integers, but are {labels.dtype} of shape {labels.shape}.")
+    if len(inputs) != len(labels):
+        raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels; give one label for each input.")
+    if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():
+        row = int(np.argwhere(~np.isfinite(inputs))[0][0])
+        raise DataError(f"input {row} is not finite; remove or repair NaN and infinite values.")
+
+
+def _check_counts(
+    classes: np.ndarray, count: np.ndarray, names: Sequence[str], ways: int, shots: int, queries: int
+) -> None:
+    if names and len(names) != len(classes):
+        raise DataError(f"there are {len(names)} names but {len(classes)} classes; give one name for each class.")
+    if len(classes) < ways:
+        raise DataError(f"{ways} ways need {ways} classes, but there are {len(classes)}; ask for fewer ways.")
+    if count.min() < shots + queries:
+        worst = int(count.argmin())
+        name = f"{names[worst]!r}" if names else str(classes[worst])
+        raise DataError(
+            f"class {name} has {count[worst]} examples, but {shots} shots + {queries} queries need {shots + queries}; "
+            "ask for fewer or drop the class."
+        )

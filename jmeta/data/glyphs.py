@@ -1,0 +1,268 @@
+"""Characters of the fonts that matplotlib ships: a few-shot data set that needs no download."""
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+from matplotlib.ft2font import FT2Font, LoadFlags
+
+from jmeta.core import TaskSource
+from jmeta.data.episodes import from_arrays
+from jmeta.errors import ConfigError
+
+SPLITS = ("train", "validation", "test")
+
+FORMAT = 1  # raise it when the code that renders changes, so that old cache files are left alone
+FACES = (
+    *(f"DejaVu{family}{style}" for family in ("Sans", "SansMono") for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
+    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
+    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
+)
+ASCII_FACES = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "cmmi10")  # their charmaps are wrong beyond ASCII
+LEAST_FACES = 12
+SIZE, CAP_HEIGHT, BASELINE = 28, 12, 20  # pixels; every glyph then fits with a margin
+LOOK_ALIKE = 0.01  # of the ink; a capital U with breve and one with caron differ by more
+LARGE_FAMILY, LEAST_MEMBERS = 15, 5
+SHARES = (0.64, 0.16, 0.20)
+
+ANGLE, SCALE, SHEAR, SHIFT = math.radians(15), (0.75, 1.15), 0.25, 3.0
+
+
+class Glyphs(NamedTuple):
+    """The rendered characters, rows sorted by class.
+
+    Args:
+        images: `[rows, 28, 28, 1]`, ink is 255 on 0.
+        labels: `[rows]`, the class of each row.
+        names: the Unicode name of each class ("LATIN SMALL LETTER A WITH ACUTE").
+        families: `[classes]`, the base letter of each class; a family is one letter with all of its diacritics.
+        splits: `[classes]`, 0 train, 1 validation, 2 test.
+    """
+
+    images: UInt8[np.ndarray, "rows 28 28 1"]
+    labels: Int[np.ndarray, "rows"]
+    names: tuple[str, ...]
+    families: Int[np.ndarray, "classes"]
+    splits: Int[np.ndarray, "classes"]
+
+
+def glyphs(
+    *, split: str = "train", ways: int = 5, shots: int = 1, queries: int = 15, confusable: bool = False
+) -> TaskSource:
+    """N-way K-shot episodes of characters, each drawn from a random font face under a random affine warp.
+
+    A class is a character, an instance is a face of it under `warp`. Classes of the three splits are disjoint, but a
+    base letter and its diacritics occur in all of them, so that an unseen character can be described by seen parts.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        ways: number of classes of an episode.
+        shots: labelled support examples a class.
+        queries: query examples a class.
+        confusable: draw all classes of an episode from one family, a base letter with its diacritics.
+
+    Returns:
+        A source of tasks with images `[n, 28, 28, 1]` in `[0, 1]`; `names` holds the Unicode name of each class.
+
+    Raises:
+        ConfigError: an unknown split.
+        DataError: more ways than the split has classes, or, when confusable, than its largest family has.
+
+    Example:
+        >>> import jax, jmeta
+        >>> source = jmeta.glyphs(ways=5, shots=1, queries=15)
+        >>> task = source.sample(jax.random.key(0), source.data)
+        >>> task.support.inputs.shape, task.query.inputs.shape
+        ((5, 28, 28, 1), (75, 28, 28, 1))
+
+    Differences: a class has 12 to 22 faces. Where that is less than `shots + queries`, every face of the class is
+    stored as often as needed, so that a face may recur within an episode, each time under a warp of its own.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}.")
+    data = load_glyphs()
+    mine = data.splits == SPLITS.index(split)
+    repeats = np.maximum(1, -(-(shots + queries) // np.bincount(data.labels)))
+    rows = np.repeat(np.arange(len(data.labels)), np.where(mine, repeats, 0)[data.labels])
+    return from_arrays(
+        data.images[rows],
+        data.labels[rows],
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        names=[name for name, chosen in zip(data.names, mine, strict=True) if chosen],
+        families=data.families[mine] if confusable else None,
+        transform=warp,
+    )
+
+
+def warp(key: Key[Array, ""], images: Float[Array, "n height width channels"]) -> Float[Array, "n height width channels"]:
+    """A random affine map of each image: rotation, scale, shear and shift, bilinear, zero outside.
+
+    A point at the offset `p` from the centre moves to `s R(α) K(k) p + t`, each parameter uniform: the angle
+    `|α| ≤ 15°`, the scale `0.75 ≤ s ≤ 1.15`, the shear `|k| ≤ 0.25`, and the shift `|t| ≤ 3` pixels along each axis.
+
+    Args:
+        key: draws the parameters.
+        images: `[n, height, width, channels]`.
+
+    Returns:
+        The images, same shape and dtype.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jmeta.data.glyphs import warp
+        >>> warp(jax.random.key(0), jnp.ones((3, 28, 28, 1))).shape
+        (3, 28, 28, 1)
+    """
+    low = jnp.array([[-ANGLE, SCALE[0], -SHEAR, -SHIFT, -SHIFT]])
+    high = jnp.array([[ANGLE, SCALE[1], SHEAR, SHIFT, SHIFT]])
+    angle, scale, shear, down, right = jax.random.uniform(key, (len(images), 5), minval=low, maxval=high).T
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    inverse = jnp.stack([cos + shear * sin, sin - shear * cos, -sin, cos], axis=-1).reshape(-1, 2, 2)
+    return _affine(images, inverse, jnp.stack([down, right], axis=-1))
+
+
+def _affine(
+    images: Float[Array, "n height width channels"], matrices: Float[Array, "n 2 2"], shifts: Float[Array, "n 2"]
+) -> Float[Array, "n height width channels"]:
+    """Each pixel at the offset `p` (row, column) from the centre becomes the image at `matrix @ (p - shift)`."""
+    size = jnp.array(images.shape[1:3], jnp.float32).reshape(2, 1, 1)
+    offsets = jnp.indices(images.shape[1:3], dtype=jnp.float32) - (size - 1) / 2
+
+    def one(image: Array, matrix: Array, shift: Array) -> Array:
+        moved = offsets - shift[:, None, None]
+        # a sum, not a matmul, which some accelerators do in half precision
+        source = (matrix[:, :, None, None] * moved[None]).sum(axis=1) + (size - 1) / 2
+        channel = lambda pixels: jax.scipy.ndimage.map_coordinates(pixels, list(source), order=1)  # noqa: E731
+        return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(one)(images.astype(jnp.float32), matrices, shifts).astype(images.dtype)
+
+
+def load_glyphs() -> Glyphs:
+    """All characters in all faces, rendered once and then read from a file.
+
+    Letters (Unicode category L) that at least 12 faces of DejaVu and STIX have; the letters of ASCII also in six faces
+    of Computer Modern. All glyphs of a face have one scale, which makes its capital H 12 pixels high, and one baseline;
+    they are centred horizontally. Characters that look the same in every face that has both (Latin A, Greek Alpha,
+    Cyrillic A) are one class under the name of the first. About 64 % of the classes are for training, 16 % for
+    validation and 20 % for testing, in an order fixed by a hash of the name; a family of 15 or more gives at least five
+    classes to each.
+
+    The file lies in `$JMETA_CACHE`, else `$XDG_CACHE_HOME/jmeta`, else `~/.cache/jmeta`; a damaged file is replaced,
+    and where nothing can be written the characters are rendered anew each time (a few seconds).
+
+    Returns:
+        The images with their labels, names, families and splits. The set depends on the versions of matplotlib and of
+        Python's Unicode tables, which are part of the file's name.
+
+    Example:
+        >>> from jmeta.data.glyphs import load_glyphs
+        >>> load_glyphs().names[0]
+        'LATIN CAPITAL LETTER A'
+
+    Source: the DejaVu, STIX and Computer Modern fonts that matplotlib ships; names from the Unicode Character Database.
+    """
+    path = _cache_file()
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        return Glyphs(**{**arrays, "names": tuple(arrays["names"].tolist())})
+    except Exception:  # a damaged file fails in many ways, and each is repaired by rendering again
+        glyphs = _render()
+    # renamed into place, so that an interrupted or a second process never leaves half a file
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            np.savez_compressed(Path(folder, path.name), **glyphs._asdict())
+            os.replace(Path(folder, path.name), path)
+    return glyphs
+
+
+def _cache_file() -> Path:
+    folder = os.environ.get("JMETA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jmeta")
+    choices = (FACES, ASCII_FACES, LEAST_FACES, SIZE, CAP_HEIGHT, BASELINE, LOOK_ALIKE)
+    choices = (*choices, LARGE_FAMILY, LEAST_MEMBERS, SHARES, unicodedata.unidata_version)
+    digest = hashlib.sha256(repr(choices).encode()).hexdigest()[:12]
+    return Path(folder).expanduser() / f"glyphs-{FORMAT}-matplotlib-{matplotlib.__version__}-{digest}.npz"
+
+
+def _render() -> Glyphs:
+    bitmaps: dict[int, dict[str, np.ndarray]] = {}
+    for face in (*FACES, *ASCII_FACES):
+        for code, bitmap in _draw(face):
+            bitmaps.setdefault(code, {})[face] = bitmap
+    codes = sorted(code for code, faces in bitmaps.items() if len(faces) >= LEAST_FACES)
+    classes: dict[int, dict[str, np.ndarray]] = {}
+    for code, first in zip(codes, _look_alikes([bitmaps[code] for code in codes]), strict=True):
+        classes[codes[first]] = bitmaps[code] | classes.get(codes[first], {})
+    names = tuple(unicodedata.name(chr(code)) for code in classes)
+    families = np.unique([_base(code) for code in classes], return_inverse=True)[1].astype(np.int32)
+    return Glyphs(
+        images=np.stack([bitmap for faces in classes.values() for bitmap in faces.values()])[..., None],
+        labels=np.repeat(np.arange(len(classes), dtype=np.int32), [len(faces) for faces in classes.values()]),
+        names=names,
+        families=families,
+        splits=_split(names, families),
+    )
+
+
+def _draw(face: str) -> Iterator[tuple[int, np.ndarray]]:
+    font = FT2Font(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf"))
+    font.set_size(100, 72)
+    height = font.load_char(ord("H"), flags=LoadFlags.NO_HINTING).bbox[3] / 64
+    font.set_size(100 * CAP_HEIGHT / height, 72)
+    for code in sorted(font.get_charmap()):
+        if not unicodedata.category(chr(code)).startswith("L") or (face in ASCII_FACES and code > 127):
+            continue
+        glyph = font.load_char(code, flags=LoadFlags.NO_HINTING)
+        left, _, right, top = (edge / 64 for edge in glyph.bbox)
+        bitmap = np.zeros((SIZE, SIZE), np.uint8)
+        column = (SIZE - (math.ceil(right) - math.floor(left))) // 2 - math.floor(left)
+        font.draw_glyph_to_bitmap(bitmap, column, BASELINE - math.ceil(top), glyph)
+        if bitmap.any():
+            yield code, bitmap
+
+
+def _look_alikes(bitmaps: list[dict[str, np.ndarray]]) -> list[int]:
+    """For each character the first one that looks like it in every face that has both."""
+    blank = np.zeros((SIZE, SIZE), np.uint8)
+    alike = np.ones((len(bitmaps), len(bitmaps)), bool)
+    for face in (*FACES, *ASCII_FACES):
+        # float64 holds these integers exactly, so that the classes are the same on every machine
+        pixels = np.stack([faces.get(face, blank).ravel() for faces in bitmaps]).astype(np.float64)
+        ink = np.square(pixels).sum(axis=1)
+        least = np.minimum(ink[:, None], ink)
+        alike &= (least == 0) | (ink[:, None] + ink - 2 * pixels @ pixels.T <= LOOK_ALIKE * least)
+    first = alike.argmax(axis=1).tolist()
+    for i, j in enumerate(first):
+        first[i] = first[j]
+    return first
+
+
+def _base(code: int) -> str:
+    return unicodedata.name(unicodedata.normalize("NFD", chr(code))[0]).split(" WITH ")[0]
+
+
+def _split(names: tuple[str, ...], families: Int[np.ndarray, "classes"]) -> Int[np.ndarray, "classes"]:
+    """Each large family is divided on its own, all other classes together."""
+    order = np.array(sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest()))
+    group = np.where(np.bincount(families)[families] >= LARGE_FAMILY, families, -1)
+    splits = np.zeros(len(names), np.int32)
+    for members in (order[group[order] == g] for g in np.unique(group)):
+        validation, test = (max(LEAST_MEMBERS, round(share * len(members))) for share in SHARES[1:])
+        splits[members[:validation]] = 1
+        splits[members[validation : validation + test]] = 2
+    return splits

@@ -1,0 +1,57 @@
+"""Distance kernels in matmul form: no array of shape [queries, classes, features] is ever built."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def squared_euclidean(
+    queries: Float[Array, "queries features"], classes: Float[Array, "classes features"]
+) -> Float[Array, "queries classes"]:
+    """‖z − c‖² = ‖z‖² − 2 zᵀc + ‖c‖², clipped at 0 against cancellation.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+
+    Returns:
+        `[queries, classes]`, never negative.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.squared_euclidean(jnp.zeros((1, 2)), jnp.ones((1, 2)))[0, 0])
+        2.0
+
+    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning", section 2.3.
+    """
+    # The common shift leaves every distance as it is and keeps the three terms small.
+    centre = classes.mean(axis=0, keepdims=True)
+    z, c = queries - centre, classes - centre
+    squares = jnp.square(z).sum(axis=1, keepdims=True) + jnp.square(c).sum(axis=1, keepdims=True).T
+    return jnp.maximum(squares - 2.0 * z @ c.T, 0.0)
+
+
+def cosine(
+    queries: Float[Array, "queries features"], classes: Float[Array, "classes features"]
+) -> Float[Array, "queries classes"]:
+    """1 − zᵀc / (‖z‖ ‖c‖), with norms kept away from 0 so that the gradient is finite everywhere.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+
+    Returns:
+        `[queries, classes]` in `[0, 2]`; 1 for a vector of zeros.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.cosine(jnp.ones((1, 2)), -jnp.ones((1, 2)))[0, 0])
+        2.0
+
+    Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.1.
+    """
+    return 1.0 - _unit(queries) @ _unit(classes).T
+
+
+def _unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
+    tiny = jnp.finfo(x.dtype).tiny ** 0.5
+    return x / jnp.sqrt(jnp.square(x).sum(axis=1, keepdims=True) + tiny)

@@ -1,0 +1,45 @@
+"""The errors that jmeta raises: one sentence each, what is wrong and what to do."""
+
+
+class JmetaError(Exception):
+    """Base of every error that jmeta raises on purpose.
+
+    The command line prints the sentence and exits with code 2.
+    """
+
+
+class DataError(JmetaError, ValueError):
+    """The data cannot give the tasks that were asked for."""
+
+
+class ModelError(JmetaError, ValueError):
+    """The model does not fit the tasks."""
+
+
+class ConfigError(JmetaError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class UnknownNameError(ConfigError, KeyError):
+    """A name is in no registry; the sentence gives the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print the sentence in quotes
+
+
+class CheckpointError(JmetaError, OSError):
+    """A run folder or a checkpoint cannot be used."""
+
+
+class NonFiniteError(JmetaError, FloatingPointError):
+    """The meta-loss or its gradient became infinite or not a number.
+
+    Attributes:
+        step: the meta-step at which it happened, from 0.
+        train_state: the last `TrainState` whose loss and gradient were finite.
+    """
+
+    def __init__(self, message: str, step: int, train_state: object) -> None:
+        super().__init__(message)
+        self.step = step
+        self.train_state = train_state

@@ -1,0 +1,56 @@
+"""Prototypical networks (Snell et al. 2017)."""
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, episodic
+from jmeta.distances import squared_euclidean
+from jmeta.losses import softmax_cross_entropy
+
+Distance = Callable[
+    [Float[Array, "queries features"], Float[Array, "classes features"]], Float[Array, "queries classes"]
+]
+
+
+def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> MetaLearner:
+    """Prototypical networks: a class is the mean of its embedded shots, a query belongs to the nearest one.
+
+    cₖ = mean of f_θ(x) over the shots x of class k; p(y = k | x) = softmaxₖ(−d(f_θ(x), cₖ)).
+
+    Args:
+        model: the embedding f_θ, whose outputs `[n, features]` have any width; `jmeta.Conv4(outputs=None)`.
+        distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
+
+    Returns:
+        The learner. Its parameters do not depend on the number of ways, so that training on more ways than at test, as
+        the paper advises, needs no other learner. `Adapted.params` is `(θ, prototypes [ways, features])`.
+
+    Raises:
+        ModelError: the outputs do not have the shape of the targets.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.prototypical(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max")))
+
+    Reference: Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", algorithm 1,
+    https://arxiv.org/abs/1703.05175.
+
+    Differences from the paper: none in the algorithm. From the authors' code: it normalises support and queries of a
+    training episode in one batch and uses running averages at test; here the model's own policy holds at both times.
+    """
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        return model.init(key, task.support.inputs)
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        embeddings, state = model.apply(key, params, state, support.inputs, train=True)
+        shots = support.targets.sum(axis=0)[:, None]
+        return Adapted((params, support.targets.T @ embeddings / shots), state, {})
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+        params, prototypes = adapted.params
+        embeddings, _ = model.apply(key, params, adapted.state, inputs, train=False)
+        return -distance(embeddings, prototypes)
+
+    return episodic(init, adapt, predict, softmax_cross_entropy)

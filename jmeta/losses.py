@@ -1,0 +1,81 @@
+"""Losses of one task: outputs and targets of the same shape in, a scalar out."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jmeta.errors import ModelError
+
+
+def softmax_cross_entropy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
+    """The mean over the examples of −Σₖ targetsₖ log softmax(outputs)ₖ.
+
+    Args:
+        outputs: `[n, ways]` logits.
+        targets: `[n, ways]` one-hot.
+
+    Returns:
+        The mean loss; papers whose code sums over the support use an inner rate α smaller by `n`.
+
+    Raises:
+        ModelError: the outputs do not have the shape of the targets.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.softmax_cross_entropy(jnp.zeros((3, 2)), jnp.eye(3, 2))).__round__(4)
+        0.4621
+    """
+    _check_shape(outputs, targets)
+    return optax.losses.softmax_cross_entropy(outputs, targets).mean()
+
+
+def mean_squared_error(outputs: Float[Array, "n ..."], targets: Float[Array, "n outputs"]) -> Float[Array, ""]:
+    """The mean over examples and outputs of (outputs − targets)².
+
+    Args:
+        outputs: `[n, outputs]`.
+        targets: `[n, outputs]`.
+
+    Returns:
+        The mean squared error.
+
+    Raises:
+        ModelError: the outputs do not have the shape of the targets.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.mean_squared_error(jnp.zeros((4, 1)), 2 * jnp.ones((4, 1))))
+        4.0
+    """
+    _check_shape(outputs, targets)
+    return jnp.square(outputs - targets).mean()
+
+
+def accuracy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
+    """The share of examples whose largest output is the target class.
+
+    Args:
+        outputs: `[n, ways]` logits.
+        targets: `[n, ways]` one-hot.
+
+    Returns:
+        A share in `[0, 1]`.
+
+    Raises:
+        ModelError: the outputs do not have the shape of the targets.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.accuracy(jnp.eye(2), jnp.eye(2)))
+        1.0
+    """
+    _check_shape(outputs, targets)
+    return (outputs.argmax(axis=-1) == targets.argmax(axis=-1)).mean(dtype=outputs.dtype)
+
+
+def _check_shape(outputs: Array, targets: Array) -> None:
+    if outputs.shape != targets.shape:
+        raise ModelError(
+            f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; "
+            f"give the model {targets.shape[-1]} outputs."
+        )

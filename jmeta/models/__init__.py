@@ -1,0 +1,1 @@
+"""Networks in Flax Linen, the convolution they use, and adapters for other libraries."""

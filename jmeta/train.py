@@ -1,0 +1,386 @@
+"""Meta-training and evaluation: everything from sampling to update is one compiled program."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.errors import ConfigError, ModelError, NonFiniteError
+from jmeta.losses import accuracy
+
+Metrics = Mapping[str, Any]
+Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+    """All that the next meta-step needs: what a checkpoint holds.
+
+    Args:
+        key: the key of the whole run; step `i` draws from `fold_in(key, i)`.
+        step: number of meta-steps done.
+        params: θ.
+        state: the learner's state.
+        optimizer_state: the outer optimiser's state.
+    """
+
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    params: Params
+    state: State
+    optimizer_state: PyTree
+
+
+Step = Callable[[TrainState, Any], tuple[TrainState, Info]]
+
+
+def make_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    tasks: int = 32,
+    task_chunk: int | None = None,
+) -> Step:
+    """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
+
+    Draws a batch of tasks, computes the gradient of the learner's objective in θ, updates θ by the optimiser. If the
+    loss or the gradient is not finite, the step leaves everything as it was, its counter too.
+
+    Args:
+        learner: the meta-learner.
+        optimizer: the outer optax optimiser; `value`, `grad` and `value_fn` are passed to its update, so that L-BFGS
+            and schedule-free optimisers work.
+        source: where tasks come from.
+        tasks: tasks a step.
+        task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
+            does not grow with `tasks`. Default: 1 on CPU, where one task fills the cache, and all elsewhere.
+
+    Returns:
+        `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
+
+    Raises:
+        ConfigError: `task_chunk` does not divide `tasks`.
+
+    Example:
+        >>> import jax, jmeta, optax
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+        >>> source = jmeta.sinusoid()
+        >>> step = jmeta.make_step(learner, optax.adam(1e-3), source, tasks=4)
+        >>> train_state = jmeta.init(jax.random.key(0), learner, optax.adam(1e-3), source)
+        >>> train_state, info = jax.lax.scan(step, train_state, length=3)
+        >>> info["loss"].shape
+        (3,)
+    """
+    update = optax.with_extra_args_support(optimizer).update
+    objective = _in_chunks(learner.objective, tasks, task_chunk)
+
+    def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
+        sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
+        batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
+
+        def value(params: Params) -> Float[Array, ""]:
+            return objective(objective_key, params, carry.state, batch)[0][0]
+
+        (loss, (state, info)), gradient = objective(objective_key, carry.params, carry.state, batch)
+        updates, optimizer_state = update(
+            gradient, carry.optimizer_state, carry.params, value=loss, grad=gradient, value_fn=value
+        )
+        norm = optax.tree.norm(gradient)
+        new = TrainState(
+            carry.key, carry.step + 1, optax.apply_updates(carry.params, updates), state, optimizer_state
+        )
+        kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
+        return kept, {"loss": loss, "gradient_norm": norm, **info}
+
+    return step
+
+
+def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> Any:
+    """The value and gradient of the mean over chunks of tasks, accumulated in a scan."""
+    chunk = task_chunk or (1 if jax.default_backend() == "cpu" else tasks)
+    if tasks % chunk:
+        raise ConfigError(f"task_chunk {chunk} does not divide {tasks} tasks; choose a divisor.")
+    value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
+    chunks = tasks // chunk
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
+            key, part = key_and_chunk
+            (loss, aux), gradient = value_and_grad(key, params, state, part)
+            return jax.tree.map(lambda a, b: a + b / chunks, total, (loss, gradient)), aux
+
+        parts = jax.tree.map(lambda x: x.reshape(chunks, chunk, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient))
+        (loss, gradient), aux = lax.scan(add, zero, (jax.random.split(key, chunks), parts))
+        return (loss, mean_over_tasks(aux)), gradient
+
+    return accumulated if chunks > 1 else value_and_grad
+
+
+def init(
+    key: Key[Array, ""], learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+) -> TrainState:
+    """The `TrainState` before the first meta-step.
+
+    Args:
+        key: the key of the whole run.
+        learner: the meta-learner.
+        optimizer: the outer optimiser.
+        source: where tasks come from; one is drawn for its shapes.
+
+    Returns:
+        θ and state drawn by `learner.init`, and a new optimiser state.
+
+    Raises:
+        ModelError: the model does not fit the tasks.
+
+    Example:
+        >>> import jax, jmeta, optax
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+        >>> train_state = jmeta.init(jax.random.key(0), learner, optax.adam(1e-3), jmeta.sinusoid())
+        >>> int(train_state.step)
+        0
+    """
+    init_key, sample_key, run_key = jax.random.split(key, 3)
+    params, state = learner.init(init_key, source.sample(sample_key, source.data))
+    _check(learner, params, state, source)
+    return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+
+
+class Fit(NamedTuple):
+    """The result of `fit`.
+
+    Args:
+        params: θ.
+        state: the learner's state.
+        history: the mean of `loss`, `gradient_norm` and the learner's info over each `log_every` steps, with the
+            `step` at the end of them.
+        train_state: give it to `fit` to go on.
+    """
+
+    params: Params
+    state: State
+    history: list[Metrics]
+    train_state: TrainState
+
+
+def fit(
+    key: Key[Array, ""],
+    learner: MetaLearner,
+    source: TaskSource,
+    *,
+    optimizer: optax.GradientTransformation = optax.adam(1e-3),
+    steps: int = 1000,
+    tasks: int = 32,
+    task_chunk: int | None = None,
+    log_every: int = 50,
+    train_state: TrainState | None = None,
+    callback: Callable[[TrainState, Metrics], Any] | None = None,
+) -> Fit:
+    """Meta-trains a learner on tasks from a source.
+
+    Runs a compiled scan of `log_every` meta-steps at a time, without host transfer inside; compiled once.
+
+    Args:
+        key: the same key gives the same result; without effect where `train_state` is given.
+        learner: the meta-learner.
+        source: where training tasks come from.
+        optimizer: outer optimiser.
+        steps: number of meta-steps in all, counted from the first of the run, also when it goes on.
+        tasks: tasks a step.
+        task_chunk: how many tasks are adapted at a time, see `make_step`.
+        log_every: meta-steps of one compiled scan: how often metrics reach the host.
+        train_state: where to go on; default: from `init`.
+        callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early by true.
+
+    Returns:
+        The trained parameters and the history.
+
+    Raises:
+        ModelError: the model does not fit the tasks; before anything compiles.
+        NonFiniteError: loss or gradient became non-finite; it carries the last finite `train_state`.
+
+    Example:
+        >>> import jax, jmeta
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, jmeta.sinusoid(), steps=20, tasks=4, log_every=10)
+        >>> [row["step"] for row in fitted.history]
+        [10, 20]
+    """
+    if log_every < 1 or tasks < 1:
+        raise ConfigError(f"log_every is {log_every} and tasks is {tasks}; give at least 1 of each.")
+    train_state = train_state or init(key, learner, optimizer, source)
+    history: list[Metrics] = []
+    while (begin := int(train_state.step)) < steps:
+        train_state, info = _run(
+            train_state,
+            source.data,
+            jnp.asarray(steps, jnp.int32),
+            learner=learner,
+            optimizer=optimizer,
+            sample=source.sample,
+            tasks=tasks,
+            task_chunk=task_chunk,
+            length=log_every,
+        )
+        done = int(train_state.step)
+        rows = jax.tree.map(lambda x: np.asarray(x)[: done - begin], info)
+        if done < min(begin + log_every, steps):
+            raise NonFiniteError(
+                f"the meta-loss or its gradient is not finite at step {done}; lower the inner or the outer rate.",
+                done,
+                train_state,
+            )
+        metrics = {"step": done, **{name: x.mean(axis=0).tolist() for name, x in rows.items()}}
+        history.append(metrics)
+        if callback is not None and callback(train_state, metrics):
+            break
+    return Fit(train_state.params, train_state.state, history, train_state)
+
+
+@partial(jax.jit, static_argnames=("learner", "optimizer", "sample", "tasks", "task_chunk", "length"))
+def _run(
+    train_state: TrainState,
+    data: PyTree,
+    steps: Int[Array, ""],
+    *,
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[Key[Array, ""], PyTree], Task],
+    tasks: int,
+    task_chunk: int | None,
+    length: int,
+) -> tuple[TrainState, Info]:
+    step = make_step(learner, optimizer, TaskSource(data, sample, {}), tasks=tasks, task_chunk=task_chunk)
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, None)[1])
+
+    def until_done(carry: TrainState, _: None) -> tuple[TrainState, Info]:
+        # The last scan may be longer than what is left to do: skipping keeps one compiled program.
+        return lax.cond(carry.step < steps, lambda: step(carry, None), lambda: (carry, info))
+
+    return lax.scan(until_done, train_state, length=length)
+
+
+def evaluate(
+    key: Key[Array, ""],
+    learner: MetaLearner,
+    params: Params,
+    state: State,
+    source: TaskSource,
+    *,
+    episodes: int = 600,
+    task_chunk: int | None = None,
+    metric: Metric = accuracy,
+) -> dict[str, Any]:
+    """Adapts to unseen tasks and measures the answers to their queries.
+
+    All episodes are one compiled program.
+
+    Args:
+        key: the same key gives the same episodes.
+        learner: the meta-learner.
+        params: θ.
+        state: the learner's state.
+        source: where test tasks come from.
+        episodes: number of tasks; 600 is the custom of the field.
+        task_chunk: how many tasks are adapted at a time. Default: 1 on CPU, 32 elsewhere.
+        metric: `(outputs, targets) -> scalar`, one value for each task.
+
+    Returns:
+        `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
+        "episodes", "transductive": whether one query's answer depends on the other queries (measured, not declared),
+        and the protocol of the source ("ways", "shots", "queries")}`.
+
+    Raises:
+        ModelError: the model does not fit the tasks.
+
+    Example:
+        >>> import jax, jmeta
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
+        >>> source = jmeta.sinusoid()
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, source, steps=10, tasks=4)
+        >>> result = jmeta.evaluate(
+        ...     jax.random.key(1), learner, fitted.params, fitted.state, source, episodes=20,
+        ...     metric=jmeta.mean_squared_error,
+        ... )
+        >>> sorted(result)
+        ['ci95', 'episodes', 'mean_squared_error', 'queries', 'shots', 'transductive']
+    """
+    if episodes < 2:
+        raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
+    _check(learner, params, state, source)
+    chunk = min(episodes, task_chunk or (1 if jax.default_backend() == "cpu" else 32))
+    arguments = (key, params, state, source.data)
+    static = {"learner": learner, "sample": source.sample}
+    values = np.asarray(_evaluate(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64)
+    return {
+        getattr(metric, "__name__", "metric"): float(values.mean()),
+        "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(episodes)),
+        "episodes": episodes,
+        **source.protocol,
+        "transductive": bool(_transductive(*arguments, **static)),
+    }
+
+
+@partial(jax.jit, static_argnames=("learner", "sample", "episodes", "chunk", "metric"))
+def _evaluate(
+    key: Key[Array, ""],
+    params: Params,
+    state: State,
+    data: PyTree,
+    *,
+    learner: MetaLearner,
+    sample: Callable[[Key[Array, ""], PyTree], Task],
+    episodes: int,
+    chunk: int,
+    metric: Metric,
+) -> Float[Array, "episodes"]:
+    def episode(key: Key[Array, ""]) -> Float[Array, ""]:
+        sample_key, adapt_key, predict_key = jax.random.split(key, 3)
+        task = sample(sample_key, data)
+        adapted = learner.adapt(adapt_key, params, state, task.support)
+        return metric(learner.predict(predict_key, adapted, task.query.inputs), task.query.targets)
+
+    return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
+
+
+@partial(jax.jit, static_argnames=("learner", "sample"))
+def _transductive(
+    key: Key[Array, ""],
+    params: Params,
+    state: State,
+    data: PyTree,
+    *,
+    learner: MetaLearner,
+    sample: Callable[[Key[Array, ""], PyTree], Task],
+) -> Array:
+    """Whether the answer to the first query changes when the other queries are replaced."""
+    task, other = (sample(k, data) for k in jax.random.split(key))
+    adapted = learner.adapt(key, params, state, task.support)
+    mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), task.query.inputs, other.query.inputs)
+    before, after = (learner.predict(key, adapted, inputs) for inputs in (task.query.inputs, mixed))
+    same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6), before, after)
+    return ~jnp.stack(jax.tree.leaves(same)).all()
+
+
+def _check(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:
+    """Traces one episode without computing it, so that what does not fit is told before anything compiles."""
+
+    def episode(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> PyTree:
+        task = source.sample(key, data)
+        batch = jax.tree.map(lambda x: x[None], task)
+        return learner.objective(key, params, state, batch)[0]
+
+    value = jax.eval_shape(episode, jax.random.key(0), params, state, source.data)
+    if value.shape != ():
+        raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
+

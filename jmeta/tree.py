@@ -1,0 +1,50 @@
+"""Selecting leaves of a pytree by their path."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from jmeta.errors import ConfigError
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as text, `"body/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def everything(path: str) -> bool:
+    """Selects every leaf."""
+    return True
+
+
+def partition(select: Callable[[str], bool], tree: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits a tree into the leaves that `select` takes and the rest; the other half holds `None` in their place.
+
+    Args:
+        select: a predicate on the path of a leaf, `"body/kernel"`.
+        tree: any pytree.
+
+    Returns:
+        `(selected, rest)`, which `combine` puts together again.
+
+    Raises:
+        ConfigError: no leaf is selected.
+
+    Example:
+        >>> from jmeta.tree import partition
+        >>> partition(lambda path: path.startswith("head"), {"body": 1, "head": 2})
+        ({'body': None, 'head': 2}, {'body': 1, 'head': None})
+    """
+    paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+    if paths and not any(map(select, paths)):
+        raise ConfigError(f"no leaf of the parameters is adaptable; choose among {', '.join(paths)}.")
+    selected = jax.tree.map_with_path(lambda path, leaf: leaf if select(path_name(path)) else None, tree)
+    rest = jax.tree.map_with_path(lambda path, leaf: None if select(path_name(path)) else leaf, tree)
+    return selected, rest
+
+
+def combine(selected: PyTree, rest: PyTree) -> PyTree:
+    """Puts the two halves of `partition` together."""
+    return jax.tree.map(lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda x: x is None)

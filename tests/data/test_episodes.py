@@ -1,0 +1,191 @@
+"""Episodes hold distinct classes, disjoint support and query, and the right labels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta.data.episodes import from_arrays
+from jmeta.errors import DataError
+
+
+def episodes(source, count=300, seed=0):
+    keys = jax.random.split(jax.random.key(seed), count)
+    return jax.jit(jax.vmap(source.sample, in_axes=(0, None)))(keys, source.data)
+
+
+def numbered(labels, **options):
+    """A source whose input is the row number, so that an episode shows which rows it took."""
+    return from_arrays(np.arange(len(labels), dtype=np.float32), labels, **options)
+
+
+def rows(examples):
+    return np.asarray(examples.inputs).astype(int)
+
+
+@pytest.fixture
+def labels():
+    """Seven classes of 4 to 10 rows, unordered, with gaps and a negative label."""
+    sizes = {-3: 4, 0: 10, 1: 5, 7: 6, 8: 7, 20: 8, 21: 9}
+    return np.random.default_rng(0).permutation(np.repeat(list(sizes), list(sizes.values())))
+
+
+def original(labels):
+    """The label of each row after the source sorted the rows by class."""
+    return labels[np.argsort(labels, kind="stable")]
+
+
+def test_shapes_types_protocol_and_names(labels):
+    source = from_arrays(np.zeros((len(labels), 3, 2)), labels, ways=4, shots=1, queries=3, names=list("abcdefg"))
+    task = source.sample(jax.random.key(0), source.data)
+    shapes = [x.shape for x in jax.tree.leaves(task)]
+    assert shapes == [(4, 3, 2), (4, 4), (12, 3, 2), (12, 4)]
+    assert {x.dtype for x in jax.tree.leaves(task)} == {jnp.dtype("float32")}
+    assert dict(source.protocol) == {"ways": 4, "shots": 1, "queries": 3}
+    assert source.names == tuple("abcdefg")
+
+
+def test_rows_belong_to_distinct_classes_and_never_repeat(labels):
+    batch = episodes(numbered(labels, ways=5, shots=2, queries=2))
+    for support, query in zip(rows(batch.support), rows(batch.query), strict=True):
+        assert len({*support, *query}) == 5 * 4  # no row twice, neither within a set nor between the two
+        classes = labels[support].reshape(5, 2)
+        assert (classes == classes[:, :1]).all()
+        assert len(set(classes[:, 0])) == 5
+        np.testing.assert_array_equal(labels[query].reshape(5, 2), classes)
+
+
+def test_targets_are_one_hot_and_sorted_by_class(labels):
+    task = episodes(numbered(labels, ways=3, shots=2, queries=1), 4)
+    np.testing.assert_array_equal(task.support.targets[0], np.repeat(np.eye(3), 2, axis=0))
+    np.testing.assert_array_equal(task.query.targets[3], np.eye(3))
+
+
+def test_every_row_of_unequal_classes_is_drawn_and_none_outside(labels):
+    batch = episodes(numbered(labels, ways=7, shots=1, queries=3), 200)
+    taken = np.concatenate([rows(batch.support), rows(batch.query)], axis=1)
+    assert set(taken.ravel()) == set(range(len(labels)))
+    drawn = np.bincount(taken.ravel(), minlength=len(labels))
+    expected = 200 * 4 / np.array([np.sum(labels == label) for label in labels])
+    spread = np.sqrt(expected * (1 - expected / 200))
+    assert (np.abs(drawn - expected) <= 4.5 * spread + 1e-6).all()
+
+
+def test_a_class_with_just_enough_rows_gives_all_of_them():
+    labels = np.repeat([0, 1], [3, 50])
+    batch = episodes(numbered(labels, ways=2, shots=1, queries=2), 50)
+    taken = np.concatenate([rows(batch.support), rows(batch.query)], axis=1)
+    assert all({0, 1, 2} <= set(episode) for episode in taken)
+
+
+def test_classes_are_chosen_uniformly():
+    classes, ways, count = 20, 5, 4000
+    source = numbered(np.repeat(np.arange(classes), 2), ways=ways, shots=1, queries=1)
+    chosen = rows(episodes(source, count).support) // 2
+    for drawn, probability in ((chosen, ways / classes), (chosen[:, 0], 1 / classes), (chosen[:, -1], 1 / classes)):
+        seen = np.bincount(drawn.ravel(), minlength=classes)
+        variance = count * probability * (1 - probability)
+        chi_square = np.sum((seen - count * probability) ** 2) / variance * (classes - 1) / classes
+        assert chi_square < 50.8  # 99.99 % of chi-square with 19 degrees of freedom
+
+
+def test_an_episode_draws_from_one_family_and_small_families_never_come():
+    family = np.array([4, 4, 9, 4, 9, 9, 2, 9])  # family 2 has one class
+    source = numbered(np.repeat(np.arange(8), 2), ways=3, shots=1, queries=1, families=family)
+    families = family[rows(episodes(source, 600).support) // 2]
+    assert (families == families[:, :1]).all()
+    seen = np.bincount(families[:, 0], minlength=10)
+    assert seen[2] == 0 and abs(seen[4] - 300) < 4 * np.sqrt(150)  # uniform over families, not over classes
+
+
+def test_the_key_decides_the_task(labels):
+    source = numbered(labels, ways=5, shots=1, queries=3)
+    first, again, other = (source.sample(jax.random.key(seed), source.data) for seed in (0, 0, 1))
+    assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
+    assert not np.array_equal(first.support.inputs, other.support.inputs)
+
+
+def test_jit_and_vmap_change_nothing(labels):
+    source = numbered(labels, ways=5, shots=1, queries=3)
+    keys = jax.random.split(jax.random.key(3), 4)
+    batch = jax.jit(jax.vmap(source.sample, in_axes=(0, None)))(keys, source.data)
+    for i, key in enumerate(keys):
+        task = source.sample(key, source.data)
+        jax.tree.map(lambda one, many, i=i: np.testing.assert_array_equal(one, many[i]), task, batch)
+
+
+def test_bytes_are_stored_as_such_and_scaled():
+    images = np.array([0, 51, 255, 102], np.uint8)[:, None]
+    source = from_arrays(images, [0, 0, 1, 1], ways=2, shots=1, queries=1)
+    assert source.data.inputs.dtype == jnp.uint8
+    batch = episodes(source, 20)
+    assert batch.query.inputs.dtype == jnp.float32
+    np.testing.assert_allclose(np.unique(batch.query.inputs), [0, 0.2, 0.4, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.int8, bool])
+def test_everything_else_becomes_float32_unscaled(dtype):
+    inputs = np.array([0, 1, 100, 7]).astype(dtype)
+    source = from_arrays(inputs, np.array([0, 0, 1, 1]), ways=2, shots=1, queries=1)
+    assert source.data.inputs.dtype == jnp.float32
+    assert set(np.unique(episodes(source, 20).support.inputs)) == set(inputs.astype(np.float32))
+
+
+def test_jax_arrays_are_taken_as_numpy_arrays_are():
+    source = from_arrays(jnp.arange(8.0), jnp.arange(8) // 2, ways=2, shots=1, queries=1)
+    np.testing.assert_array_equal(source.data.first, [0, 2, 4, 6])
+
+
+def test_transform_gets_a_key_and_the_rows_of_the_episode(labels):
+    def shifted(key, inputs):
+        return inputs + jax.random.randint(key, (), 1, 1000).astype(jnp.float32) * 1000.0
+
+    batch = episodes(numbered(labels, ways=2, shots=1, queries=1, transform=shifted), 50)
+    shift = rows(batch.support) // 1000
+    assert shift.min() >= 1 and len(set(shift[:, 0])) > 10
+    np.testing.assert_array_equal(shift, rows(batch.query) // 1000)
+
+
+def refuses(match, inputs=None, labels=(0, 0, 1, 1), **options):
+    inputs = np.zeros((4, 2)) if inputs is None else inputs
+    with pytest.raises(DataError, match=match):
+        from_arrays(inputs, np.asarray(labels), **{"ways": 2, "shots": 1, "queries": 1, **options})
+
+
+@pytest.mark.parametrize(("name", "least"), [("ways", 2), ("shots", 1), ("queries", 1)])
+def test_refuses_too_small_an_episode(name, least):
+    refuses(f"{name} is {least - 1}; give at least {least}", **{name: least - 1})
+
+
+def test_refuses_labels_that_are_no_vector_of_integers():
+    refuses("labels must be a vector of integers, but are float64", labels=[0.0, 0.0, 1.0, 1.0])
+    refuses(r"of shape \(4, 1\)", labels=[[0], [0], [1], [1]])
+
+
+def test_refuses_arrays_of_different_length():
+    refuses("there are 4 inputs but 3 labels; give one label for each input", labels=[0, 0, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_refuses_inputs_that_are_not_finite(bad):
+    inputs = np.zeros((4, 2))
+    inputs[2, 1] = bad
+    refuses("input 2 is not finite; remove or repair", inputs=inputs)
+
+
+def test_refuses_names_that_do_not_match_the_classes():
+    refuses("there are 3 names but 2 classes; give one name for each class", names=list("abc"))
+
+
+def test_refuses_more_ways_than_classes():
+    refuses("3 ways need 3 classes, but there are 2; ask for fewer ways", ways=3)
+
+
+def test_refuses_classes_that_are_too_small_and_names_the_smallest():
+    refuses("class 5 has 1 examples, but 1 shots [+] 1 queries need 2; ask for fewer", labels=[3, 3, 3, 5])
+    refuses("class 'rare' has 1 examples", labels=[3, 3, 3, 5], names=["common", "rare"])
+
+
+def test_refuses_families_that_are_too_small_or_do_not_match():
+    refuses(r"no family has 2 classes \(the largest has 1\); ask for fewer ways", families=[0, 1])
+    refuses("there are 3 families but 2 classes; give one family for each class", families=[0, 0, 0])
