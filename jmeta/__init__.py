@@ -1,9 +1,11 @@
 """jmeta: functional meta-learning on JAX."""
 
 from jmeta.adjoint import exact, first_order
+from jmeta.checkpoint import restore, save
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic
 from jmeta.data.episodes import from_arrays
 from jmeta.data.folders import from_folder
+from jmeta.data.glyphs import glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.distances import cosine, squared_euclidean

@@ -55,3 +55,6 @@ def cosine(
 def _unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
     tiny = jnp.finfo(x.dtype).tiny ** 0.5
     return x / jnp.sqrt(jnp.square(x).sum(axis=1, keepdims=True) + tiny)
+
+
+DISTANCES = {"squared_euclidean": squared_euclidean, "cosine": cosine}

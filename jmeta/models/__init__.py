@@ -1,1 +1,30 @@
 """Networks in Flax Linen, the convolution they use, and adapters for other libraries."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+
+from jmeta.models.networks import MLP, Conv4
+
+
+class Entry(NamedTuple):
+    """A network in the registry.
+
+    Args:
+        make: `(outputs=..., **options) -> module`.
+        summary: one line.
+        paper: who and when.
+    """
+
+    make: Callable[..., nn.Module]
+    summary: str
+    paper: str
+
+
+MODELS: Mapping[str, Entry] = {
+    "conv4": Entry(partial(Conv4, pooling="stride"), "four convolutions of stride 2, spatial mean", "Finn et al. 2017"),
+    "conv4-max": Entry(partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling", "Vinyals et al. 2016"),
+    "mlp": Entry(MLP, "perceptron 40-40 for regression", "Finn et al. 2017"),
+}

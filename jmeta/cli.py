@@ -1,0 +1,404 @@
+"""The command line: train, evaluate, adapt, list."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import jmeta
+from jmeta import experiment, plots
+from jmeta.checkpoint import latest_step, restore, save
+from jmeta.core import Adapted, Examples, MetaLearner, Model
+from jmeta.data import DATA
+from jmeta.data.folders import read_images
+from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
+from jmeta.experiment import Config
+from jmeta.learners import LEARNERS
+from jmeta.losses import accuracy
+from jmeta.models import MODELS
+from jmeta.train import Metrics, TrainState, evaluate, fit
+
+_OF_THE_LEARNER = tyro.conf.arg(help_behavior_hint="(default: that of data and learner)")
+_Int = Annotated[int | None, _OF_THE_LEARNER]
+_Float = Annotated[float | None, _OF_THE_LEARNER]
+_Name = Annotated[str | None, _OF_THE_LEARNER]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Meta-train a learner, evaluate it on unseen tasks, and write a run folder."""
+
+    learner: str = "maml"
+    """One of `jmeta list`."""
+    data: str = "glyphs"
+    """One of `jmeta list`."""
+    model: _Name = None
+    """One of `jmeta list`."""
+    ways: _Int = None
+    """Classes of an episode."""
+    shots: _Int = None
+    """Labelled examples a class."""
+    queries: _Int = None
+    """Query examples a class."""
+    train_ways: _Int = None
+    """Classes of a training episode, if other than --ways."""
+    train_queries: _Int = None
+    """Query examples a class of a training episode, if other than --queries."""
+    steps: _Int = None
+    """Meta-steps."""
+    tasks: _Int = None
+    """Tasks of a meta-step."""
+    inner_rate: _Float = None
+    """Inner rate α, on the mean loss of the support."""
+    inner_steps: _Int = None
+    """Inner steps in training."""
+    test_inner_steps: _Int = None
+    """Inner steps at test, if other than --inner-steps."""
+    distance: _Name = None
+    """Distance kernel: squared_euclidean or cosine."""
+    batch_norm: _Name = None
+    """Batch-norm policy: transductive or per_task."""
+    outer_rate: _Float = None
+    """Outer rate β of Adam, annealed to 0 by a cosine."""
+    seed: int = 0
+    """The same seed gives the same run."""
+    out: Path = Path("runs/demo")
+    """The run folder."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run folder, if there is one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on unseen tasks."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    episodes: int = 600
+    """Unseen tasks."""
+    seed: int = 1
+    """The same seed gives the same tasks."""
+    split: str = "test"
+    """test, validation or train."""
+    ways: int | None = None
+    """If other than the run's."""
+    shots: int | None = None
+    """If other than the run's."""
+    queries: int | None = None
+    """If other than the run's."""
+    inner_steps: int | None = None
+    """If other than the run's at test."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapt:
+    """Adapt a run to your own images and classify others."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    support: Path
+    """Labelled images, one sub-folder a class."""
+    query: Path
+    """Images to classify."""
+    invert: bool = False
+    """For dark strokes on a light ground: the data sets of jmeta have light strokes on a dark ground."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List learners, data sets and models."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `jmeta`; exits with code 2 and one sentence for whatever the user can put right."""
+    commands = {"train": Train, "evaluate": Evaluate, "adapt": Adapt, "list": List}
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    try:
+        {Train: train, Evaluate: evaluate_run, Adapt: adapt_run, List: list_all}[type(command)](command)
+    except JmetaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume.", file=sys.stderr)
+        sys.exit(130)
+
+
+def train(flags: Train) -> None:
+    """`jmeta train`."""
+    config = _config_of(flags)
+    source, validation = (experiment.make_source(config, split) for split in ("train", "validation"))
+    learner = experiment.make_learner(config, source)
+    optimizer = experiment.make_optimizer(config)
+    key = jax.random.key(config.seed)
+    train_state = jmeta.init(key, learner, optimizer, source)
+    checkpoints = flags.out / "checkpoint"
+    if latest_step(checkpoints) is not None:
+        train_state = restore(checkpoints, train_state)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    _write(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    rows = [row for row in _read_rows(flags.out) if row["step"] <= int(train_state.step)]
+    _write(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    metric = DATA[config.data].metric
+    tester = experiment.make_learner(config, validation, inner_steps=config.test_inner_steps)
+    log_every = max(1, config.steps // 100)
+    begin = time.monotonic()
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        bar = progress.add_task("meta-training", total=config.steps, completed=int(train_state.step), note="compiling")
+
+        def callback(train_state: TrainState, metrics: Metrics) -> None:
+            row = {**metrics, "seconds": round(time.monotonic() - begin, 2)}
+            if metrics["step"] == config.steps or metrics["step"] // log_every % 5 == 0:
+                save(checkpoints, train_state)
+                checked = evaluate(
+                    key, tester, train_state.params, train_state.state, validation, episodes=100, metric=metric
+                )
+                row |= {"validation": checked[metric.__name__], "validation_ci95": checked["ci95"]}
+            rows.append(row)
+            with (flags.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            last = next((r["validation"] for r in reversed(rows) if "validation" in r), float("nan"))
+            note = f"loss {metrics['loss']:.3f}  validation {metric.__name__} {last:.3f}"
+            progress.update(bar, completed=metrics["step"], note=note)
+
+        try:
+            fitted = fit(
+                key,
+                learner,
+                source,
+                optimizer=optimizer,
+                steps=config.steps,
+                tasks=config.tasks,
+                log_every=log_every,
+                train_state=train_state,
+                callback=callback,
+            )
+        except NonFiniteError as error:
+            save(checkpoints, error.train_state)
+            raise
+    console.print(f"meta-training took {time.monotonic() - begin:.0f} s")
+    plots.learning_curve(flags.out / "learning_curve.png", rows, metric.__name__)
+    _report(flags.out, config, fitted.train_state)
+
+
+def _report(out: Path, config: Config, train_state: TrainState) -> None:
+    """Evaluates a trained run, draws how it adapts, and prints it beside nearest mean on raw pixels."""
+    metric = DATA[config.data].metric
+    result = _evaluate(config, train_state, "test", episodes=600, seed=1)
+    _write(out / "result.json", json.dumps(result, indent=2) + "\n")
+    axis, results = _adaptation(config, train_state)
+    plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
+    table = _result_table(config, result, metric.__name__)
+    if metric is accuracy:
+        source = experiment.make_source(config, "test")
+        pixels = evaluate(jax.random.key(1), _nearest_mean(), {}, {}, source, episodes=600)
+        table.add_row("nearest mean on raw pixels", f"{_percent(pixels['accuracy'])} ± {_percent(pixels['ci95'])}")
+    Console().print(table)
+    Console().print(f"written to {out}/")
+
+
+def _adaptation(config: Config, train_state: TrainState) -> tuple[str, list[dict[str, Any]]]:
+    """Results against inner steps, or against shots for a learner that has none."""
+    if config.inner_steps is not None:
+        steps = sorted({0, 1, 2, 3, 5, config.test_inner_steps})
+        return "inner_steps", [
+            _evaluate(config, train_state, "test", 200, 1, inner_steps=k) | {"inner_steps": k} for k in steps
+        ]
+    return "shots", [_evaluate(config, train_state, "test", 200, 1, shots=k, queries=5) for k in (1, 2, 3, 5, 10)]
+
+
+def _evaluate(
+    config: Config,
+    train_state: TrainState,
+    split: str,
+    episodes: int,
+    seed: int,
+    inner_steps: int | None = None,
+    **episode: int,
+) -> dict[str, Any]:
+    source = experiment.make_source(config, split, **episode)
+    steps = config.test_inner_steps if inner_steps is None else inner_steps
+    learner = experiment.make_learner(config, source, inner_steps=steps)
+    if steps == 0:
+        learner = learner._replace(adapt=lambda key, params, state, support: Adapted(params, state, {}))
+    result = evaluate(
+        jax.random.key(seed),
+        learner,
+        train_state.params,
+        train_state.state,
+        source,
+        episodes=episodes,
+        metric=DATA[config.data].metric,
+    )
+    return {**result, **experiment.protocol(config), "test_inner_steps": steps, "split": split, "seed": seed}
+
+
+def _nearest_mean() -> MetaLearner:
+    pixels = Model(
+        init=lambda key, inputs: ({}, {}),
+        apply=lambda key, params, state, inputs, *, train: (inputs.reshape(inputs.shape[0], -1), state),
+    )
+    return jmeta.prototypical(pixels)
+
+
+def evaluate_run(flags: Evaluate) -> None:
+    """`jmeta evaluate`."""
+    config = _read_config(flags.run)
+    if flags.split not in ("train", "validation", "test"):
+        raise ConfigError(f"there is no split {flags.split!r}; choose test, validation or train.")
+    episode = {name: value for name in ("ways", "shots", "queries") if (value := getattr(flags, name)) is not None}
+    result = _evaluate(
+        config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
+    )
+    if flags.json:
+        print(json.dumps(result))
+    else:
+        Console().print(_result_table(config, result, DATA[config.data].metric.__name__))
+
+
+def adapt_run(flags: Adapt) -> None:
+    """`jmeta adapt`."""
+    config = _read_config(flags.run)
+    source = experiment.make_source(config, "test")
+    shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support.inputs.shape[1:]
+    if len(shape) != 3:
+        raise ConfigError(f"{flags.run} was trained on {config.data}, not on images; train on images first.")
+    options = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}
+    support, query = (read_images(folder, **options) for folder in (flags.support, flags.query))
+    if (support.labels < 0).any():
+        raise DataError(f"{flags.support} holds images outside of a class; put them into one sub-folder a class.")
+    if not LEARNERS[config.learner].embedding and len(support.names) != config.ways:
+        raise DataError(
+            f"{flags.run} was trained for {config.ways} ways, but {flags.support} has {len(support.names)} classes; "
+            f"give {config.ways}, or train a prototypical run, which takes any number."
+        )
+    train_state = _restore(flags.run, config)
+    learner = experiment.make_learner(config, source, inner_steps=config.test_inner_steps)
+    examples = Examples(_scaled(support.images), jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels]))
+    adapt_key, predict_key = jax.random.split(jax.random.key(0))
+    adapted = jax.jit(learner.adapt)(adapt_key, train_state.params, train_state.state, examples)
+    probabilities = np.asarray(jax.nn.softmax(jax.jit(learner.predict)(predict_key, adapted, _scaled(query.images))))
+    rows = [
+        {"file": str(file), "class": support.names[int(p.argmax())], "probability": float(p.max())}
+        for file, p in zip(query.files, probabilities, strict=True)
+    ]
+    if flags.json:
+        print(json.dumps({"predictions": rows, **experiment.protocol(config)}))
+        return
+    table = Table("file", "class", "probability")
+    for row in rows:
+        table.add_row(str(row["file"]), str(row["class"]), f"{row['probability']:.3f}")
+    Console().print(table)
+
+
+def list_all(flags: List) -> None:
+    """`jmeta list`."""
+    for title, registry in (("learners", LEARNERS), ("data", DATA), ("models", MODELS)):
+        print(title)
+        for name, entry in registry.items():
+            print(f"  {name:<18} {entry.summary} ({entry.paper})")
+
+
+def _config_of(flags: Train) -> Config:
+    """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
+    given = dataclasses.asdict(flags)
+    resume, out = given.pop("resume"), given.pop("out")
+    if not (out / "config.json").exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
+        return experiment.resolve(**given)
+    if not resume:
+        raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
+    stored = _read_config(out)
+    default = dataclasses.asdict(Train())
+    for name, value in given.items():
+        if value != default[name] and value != getattr(stored, name):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"{out} was trained with --{flag} {getattr(stored, name)}, not {value}; leave the flag away to go on "
+                "with it, or choose another --out."
+            )
+    return stored
+
+
+def _read_config(run: Path) -> Config:
+    try:
+        return Config(**json.loads((run / "config.json").read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run} is no run of jmeta: it has no config.json; name a folder given as --out.") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{run}/config.json cannot be read ({error}); train anew, or name another run.") from error
+
+
+def _restore(run: Path, config: Config) -> TrainState:
+    source = experiment.make_source(config, "train")
+    learner = experiment.make_learner(config, source)
+    like = jmeta.init(jax.random.key(0), learner, experiment.make_optimizer(config), source)
+    return restore(run / "checkpoint", like)
+
+
+def _read_rows(run: Path) -> list[dict[str, Any]]:
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _write(file: Path, text: str) -> None:
+    """Replaces a file in one go, so that a kill leaves the old one or the new one."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _scaled(images: np.ndarray) -> jax.Array:
+    return jnp.asarray(images, jnp.float32) / 255.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _result_table(config: Config, result: Mapping[str, Any], metric: str) -> Table:
+    number = _percent if metric == "accuracy" else "{:.3f}".format
+    episode = ", ".join(f"{result[name]} {name}" for name in ("ways", "shots", "queries") if name in result)
+    steps = result["test_inner_steps"]
+    details = [
+        episode,
+        f"{result['episodes']} unseen episodes",
+        "transductive" if result["transductive"] else "not transductive",
+        *([] if steps is None else [f"{steps} inner steps"]),
+    ]
+    table = Table("learner", f"{metric.replace('_', ' ')}, 95 % interval", title=f"{config.data}: {'; '.join(details)}")
+    table.add_row(config.learner, f"{number(result[metric])} ± {number(result['ci95'])}")
+    return table
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+

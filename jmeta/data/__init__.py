@@ -1,0 +1,62 @@
+"""Sources of tasks. The registry drives the command line."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from jmeta.core import TaskSource
+from jmeta.data.glyphs import glyphs
+from jmeta.data.omniglot import omniglot
+from jmeta.data.sinusoid import sinusoid
+from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
+
+Measure = Callable[[Any, Any], Float[Array, ""]]
+
+
+class Entry(NamedTuple):
+    """A data set in the registry.
+
+    Args:
+        load: `(split=, ways=, shots=, queries=) -> TaskSource`, split in train, validation, test.
+        summary: one line.
+        paper: who and when.
+        loss: of one task.
+        metric: what is reported.
+        defaults: options of `jmeta train` that suit the data; they come before those of the learner.
+    """
+
+    load: Callable[..., TaskSource]
+    summary: str
+    paper: str
+    loss: Measure = softmax_cross_entropy
+    metric: Measure = accuracy
+    defaults: Mapping[str, Any] = {}
+
+
+def _sinusoid(*, split: str, ways: int, shots: int, queries: int) -> TaskSource:
+    return sinusoid(shots=shots, queries=queries)
+
+
+DATA: Mapping[str, Entry] = {
+    "glyphs": Entry(glyphs, "characters of matplotlib's fonts, randomly warped; needs no download", "jmeta"),
+    "glyphs-confusable": Entry(
+        partial(glyphs, confusable=True), "glyphs, all classes of an episode from one base letter", "jmeta"
+    ),
+    "omniglot": Entry(omniglot, "handwritten characters, split of Vinyals et al., rotations are classes", "Lake et al. 2015"),
+    "omniglot-lake": Entry(
+        partial(omniglot, protocol="lake"), "handwritten characters, background and evaluation alphabets", "Lake et al. 2015"
+    ),
+    "omniglot-maml": Entry(
+        partial(omniglot, protocol="maml"), "handwritten characters, 1,200 to train, seeded", "Finn et al. 2017"
+    ),
+    "sinusoid": Entry(
+        _sinusoid,
+        "regression of sine waves of random amplitude and phase",
+        "Finn et al. 2017",
+        mean_squared_error,
+        mean_squared_error,
+        {"model": "mlp", "inner_rate": 0.01, "tasks": 25, "shots": 10, "queries": 10, "steps": 20_000},
+    ),
+}
