@@ -19,7 +19,7 @@ def exact() -> Adjoint:
 
     Example:
         >>> import jmeta
-        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), adjoint=jmeta.exact(), loss=jmeta.mean_squared_error)
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=jmeta.exact())
 
     Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 2.2, equation 1.
     """
@@ -34,7 +34,7 @@ def first_order() -> Adjoint:
 
     Example:
         >>> import jmeta
-        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), adjoint=jmeta.first_order())
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=jmeta.first_order())
 
     Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2 ("first order approx.").
     """
@@ -45,7 +45,9 @@ def _unrolled(problem: InnerProblem, through: Callable[[PyTree], PyTree]) -> Sol
     def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         φ, fixed = partition(problem.adaptable, params)
 
-        def step(carry: tuple[PyTree, PyTree, State], key: Key[Array, ""]) -> tuple[tuple[PyTree, PyTree, State], Array]:
+        def step(
+            carry: tuple[PyTree, PyTree, State], key: Key[Array, ""]
+        ) -> tuple[tuple[PyTree, PyTree, State], Array]:
             φ, optimiser_state, state = carry
 
             def loss(φ: PyTree) -> tuple[Array, State]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,12 +126,13 @@ class List:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `jmeta`; exits with code 2 and one sentence for whatever the user can put right."""
-    commands = {"train": Train, "evaluate": Evaluate, "adapt": Adapt, "list": List}
-    command = tyro.extras.subcommand_cli_from_dict(
+    commands: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "adapt": Adapt, "list": List}
+    run: dict[type, Callable[[Any], None]] = {Train: train, Evaluate: evaluate_run, Adapt: adapt_run, List: list_all}
+    flags = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
     try:
-        {Train: train, Evaluate: evaluate_run, Adapt: adapt_run, List: list_all}[type(command)](command)
+        run[type(flags)](flags)
     except JmetaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -218,7 +219,7 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
 def _adaptation(config: Config, train_state: TrainState) -> tuple[str, list[dict[str, Any]]]:
     """Results against inner steps, or against shots for a learner that has none."""
     if config.inner_steps is not None:
-        steps = sorted({0, 1, 2, 3, 5, config.test_inner_steps})
+        steps = sorted({0, 1, 2, 3, 5, config.test_inner_steps or 1})
         return "inner_steps", [
             _evaluate(config, train_state, "test", 200, 1, inner_steps=k) | {"inner_steps": k} for k in steps
         ]
@@ -292,7 +293,9 @@ def adapt_run(flags: Adapt) -> None:
         )
     train_state = _restore(flags.run, config)
     learner = experiment.make_learner(config, source, inner_steps=config.test_inner_steps)
-    examples = Examples(_scaled(support.images), jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels]))
+    examples = Examples(
+        _scaled(support.images), jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels])
+    )
     adapt_key, predict_key = jax.random.split(jax.random.key(0))
     adapted = jax.jit(learner.adapt)(adapt_key, train_state.params, train_state.state, examples)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(learner.predict)(predict_key, adapted, _scaled(query.images))))
@@ -343,9 +346,13 @@ def _read_config(run: Path) -> Config:
     try:
         return Config(**json.loads((run / "config.json").read_text()))
     except FileNotFoundError:
-        raise CheckpointError(f"{run} is no run of jmeta: it has no config.json; name a folder given as --out.") from None
+        raise CheckpointError(
+            f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
+        ) from None
     except (ValueError, TypeError, OSError) as error:
-        raise CheckpointError(f"{run}/config.json cannot be read ({error}); train anew, or name another run.") from error
+        raise CheckpointError(
+            f"{run}/config.json cannot be read ({error}); train anew, or name another run."
+        ) from error
 
 
 def _restore(run: Path, config: Config) -> TrainState:
@@ -400,5 +407,3 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
     )
-
-

@@ -5,14 +5,14 @@ Everything is a pure function of pytrees. A batch of tasks is a `Task` with a le
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-Params = PyTree
-State = PyTree
+Params: TypeAlias = PyTree
+State: TypeAlias = PyTree
 Info = Mapping[str, Array]
 
 

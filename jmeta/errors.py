@@ -1,5 +1,7 @@
 """The errors that jmeta raises: one sentence each, what is wrong and what to do."""
 
+from typing import Any
+
 
 class JmetaError(Exception):
     """Base of every error that jmeta raises on purpose.
@@ -39,7 +41,7 @@ class NonFiniteError(JmetaError, FloatingPointError):
         train_state: the last `TrainState` whose loss and gradient were finite.
     """
 
-    def __init__(self, message: str, step: int, train_state: object) -> None:
+    def __init__(self, message: str, step: int, train_state: Any) -> None:
         super().__init__(message)
         self.step = step
         self.train_state = train_state

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -17,7 +18,9 @@ def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     left = figure.subplots()
-    left.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="tab:grey", label="meta-loss (training tasks)")
+    left.plot(
+        [r["step"] for r in rows], [r["loss"] for r in rows], color="tab:grey", label="meta-loss (training tasks)"
+    )
     left.set(xlabel="meta-step", ylabel="meta-loss")
     right = left.twinx()
     checked = [r for r in rows if "validation" in r]
@@ -50,9 +53,11 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     axes.errorbar(
         [r[axis] for r in results], [r[metric] for r in results], [r["ci95"] for r in results], marker="o", capsize=3
     )
-    episode = ", ".join(f"{results[0][name]} {name}" for name in ("ways", "shots") if name in results[0] and name != axis)
+    episode = ", ".join(
+        f"{results[0][name]} {name}" for name in ("ways", "shots") if name in results[0] and name != axis
+    )
     axes.set(xlabel=_words(axis), ylabel=_words(metric), title=f"unseen tasks, {episode}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 

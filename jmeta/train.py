@@ -93,9 +93,7 @@ def make_step(
             gradient, carry.optimizer_state, carry.params, value=loss, grad=gradient, value_fn=value
         )
         norm = optax.tree.norm(gradient)
-        new = TrainState(
-            carry.key, carry.step + 1, optax.apply_updates(carry.params, updates), state, optimizer_state
-        )
+        new = TrainState(carry.key, carry.step + 1, optax.apply_updates(carry.params, updates), state, optimizer_state)
         kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
         return kept, {"loss": loss, "gradient_norm": norm, **info}
 
@@ -233,14 +231,16 @@ def fit(
             length=log_every,
         )
         done = int(train_state.step)
-        rows = jax.tree.map(lambda x: np.asarray(x)[: done - begin], info)
         if done < min(begin + log_every, steps):
             raise NonFiniteError(
                 f"the meta-loss or its gradient is not finite at step {done}; lower the inner or the outer rate.",
                 done,
                 train_state,
             )
-        metrics = {"step": done, **{name: x.mean(axis=0).tolist() for name, x in rows.items()}}
+        metrics = {
+            "step": done,
+            **{name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()},
+        }
         history.append(metrics)
         if callback is not None and callback(train_state, metrics):
             break
@@ -383,4 +383,3 @@ def _check(learner: MetaLearner, params: Params, state: State, source: TaskSourc
     value = jax.eval_shape(episode, jax.random.key(0), params, state, source.data)
     if value.shape != ():
         raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
-

@@ -44,9 +44,13 @@ DATA: Mapping[str, Entry] = {
     "glyphs-confusable": Entry(
         partial(glyphs, confusable=True), "glyphs, all classes of an episode from one base letter", "jmeta"
     ),
-    "omniglot": Entry(omniglot, "handwritten characters, split of Vinyals et al., rotations are classes", "Lake et al. 2015"),
+    "omniglot": Entry(
+        omniglot, "handwritten characters, split of Vinyals et al., rotations are classes", "Lake et al. 2015"
+    ),
     "omniglot-lake": Entry(
-        partial(omniglot, protocol="lake"), "handwritten characters, background and evaluation alphabets", "Lake et al. 2015"
+        partial(omniglot, protocol="lake"),
+        "handwritten characters, background and evaluation alphabets",
+        "Lake et al. 2015",
     ),
     "omniglot-maml": Entry(
         partial(omniglot, protocol="maml"), "handwritten characters, 1,200 to train, seeded", "Finn et al. 2017"

@@ -27,7 +27,7 @@ class EpisodeData(NamedTuple):
 
     inputs: Num[Array, "rows ..."]
     first: Int[Array, "classes"]
-    count: Int[Array, "classes"]
+    count: Int[Array, "classes"]  # type: ignore[assignment]
     family: Int[Array, "classes"]
     families: Int[Array, "families"]
 

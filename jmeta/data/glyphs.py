@@ -140,14 +140,14 @@ def _affine(
     images: Float[Array, "n height width channels"], matrices: Float[Array, "n 2 2"], shifts: Float[Array, "n 2"]
 ) -> Float[Array, "n height width channels"]:
     """Each pixel at the offset `p` (row, column) from the centre becomes the image at `matrix @ (p - shift)`."""
-    size = jnp.array(images.shape[1:3], jnp.float32).reshape(2, 1, 1)
-    offsets = jnp.indices(images.shape[1:3], dtype=jnp.float32) - (size - 1) / 2
+    middle = [(size - 1) / 2 for size in images.shape[1:3]]
+    rows, columns = jnp.indices(images.shape[1:3], dtype=jnp.float32)
 
     def one(image: Array, matrix: Array, shift: Array) -> Array:
-        moved = offsets - shift[:, None, None]
-        # a sum, not a matmul, which some accelerators do in reduced precision
-        source = (matrix[:, :, None, None] * moved[None]).sum(axis=1) + (size - 1) / 2
-        interpolate = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=list(source), order=1)
+        down, right = rows - middle[0] - shift[0], columns - middle[1] - shift[1]
+        # written out, because accelerators multiply matrices in reduced precision
+        source = [matrix[i, 0] * down + matrix[i, 1] * right + middle[i] for i in range(2)]
+        interpolate = functools.partial(jax.scipy.ndimage.map_coordinates, coordinates=source, order=1)
         return jax.vmap(interpolate, in_axes=-1, out_axes=-1)(image)
 
     return jax.vmap(one)(images.astype(jnp.float32), matrices, shifts).astype(images.dtype)

@@ -30,7 +30,9 @@ class Entry(NamedTuple):
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
 
 LEARNERS: Mapping[str, Entry] = {
-    "maml": Entry(maml, "an initialisation from which gradient steps learn a task", "Finn et al. 2017", False, _GRADIENT),
+    "maml": Entry(
+        maml, "an initialisation from which gradient steps learn a task", "Finn et al. 2017", False, _GRADIENT
+    ),
     "fomaml": Entry(fomaml, "MAML without second derivatives", "Finn et al. 2017", False, _GRADIENT),
     "anil": Entry(anil, "MAML that adapts the head alone", "Raghu et al. 2020", False, _GRADIENT),
     "prototypical": Entry(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 

@@ -31,15 +31,20 @@ def linen(module: nn.Module) -> Model:
     """
     takes_train = "train" in inspect.signature(type(module).__call__).parameters
 
+    def options(train: bool) -> dict[str, Any]:
+        return {"train": train} if takes_train else {}
+
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        variables = module.init(key, inputs, **({"train": False} if takes_train else {}))
+        variables = module.init(key, inputs, **options(False))
         return variables.get("params", {}), {name: v for name, v in variables.items() if name != "params"}
 
-    def apply(key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
         outputs, state = module.apply(
             {"params": params, **state},
             inputs,
-            **({"train": train} if takes_train else {}),
+            **options(train),
             mutable=list(state),
             rngs={"dropout": key},
         )
@@ -67,7 +72,7 @@ def nnx(make: Callable[[Any], Any]) -> Model:
     """
     from flax import nnx as flax_nnx
 
-    def split(module: Any) -> tuple[Any, Any, Any]:
+    def split(module: Any) -> Any:
         return flax_nnx.split(module, flax_nnx.Param, ...)
 
     graph = split(flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0))))[0]
@@ -76,7 +81,9 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         _, params, state = split(make(flax_nnx.Rngs(key)))
         return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(state)
 
-    def apply(key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
         module = make_like(params, state)
         (module.train if train else module.eval)()
         outputs = module(inputs)
@@ -115,7 +122,9 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
 
     _, static = eqx.partition(eqx.filter_eval_shape(make, jax.random.key(0)), _is_inexact_shape)
 
-    def apply(key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
         return jax.vmap(eqx.combine(params, static))(inputs), state
 
     return Model(init, apply)
@@ -150,7 +159,9 @@ def haiku(transformed: Any) -> Model:
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
         return call(transformed.init, key, inputs, train=False)
 
-    def apply(key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool) -> tuple[PyTree, State]:
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
         outputs, state = call(transformed.apply, params, state, key, inputs, train=train)
         return outputs, jax.lax.stop_gradient(state)
 

@@ -14,8 +14,7 @@ independent pairs (the tasks), lowered to the form that the backend runs fast:
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -309,6 +308,7 @@ def conv_general_dilated(
     return y.reshape(*y.shape[:-2], -1)
 
 
+@no_type_check  # nn.Conv's own annotations are not runtime checkable
 class Conv(nn.Conv):
     """`flax.linen.Conv` with the same arguments and parameters, fast when every task has its own kernel.
 

@@ -116,7 +116,9 @@ class Conv4(nn.Module):
     scale: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n height width channels"], train: bool = True) -> Float[Array, "n outputs"]:
+    def __call__(
+        self, images: Float[Array, "n height width channels"], train: bool = True
+    ) -> Float[Array, "n outputs"]:
         x = images
         for _ in range(4):
             x = Conv(self.features, (3, 3), strides=2 if self.pooling == "stride" else 1, use_bias=False)(x)
