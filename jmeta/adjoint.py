@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import jax
-import optax
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
-from jmeta.inner import Adjoint, InnerProblem, Solve
+from jmeta.inner import Adjoint, InnerProblem, Solve, descend
 from jmeta.tree import combine, partition
 
 
@@ -54,8 +53,8 @@ def _unrolled(problem: InnerProblem, through: Callable[[PyTree], PyTree]) -> Sol
                 return problem.loss(key, combine(φ, fixed), state, support)
 
             (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(φ)
-            updates, optimiser_state = problem.optimiser.update(through(gradient), optimiser_state, φ)
-            return (optax.apply_updates(φ, updates), optimiser_state, state), value
+            φ, optimiser_state = descend(problem.optimiser, through(gradient), optimiser_state, φ)
+            return (φ, optimiser_state, state), value
 
         carry = (φ, problem.optimiser.init(φ), state)
         (φ, _, state), losses = jax.lax.scan(step, carry, jax.random.split(key, problem.num_steps))

@@ -1,8 +1,9 @@
 """The inner problem: what a learner minimises on the support of one task."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -37,6 +38,17 @@ class InnerProblem(NamedTuple):
 
 Solve = Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
 Adjoint = Callable[[InnerProblem], Solve]
+
+
+def descend(
+    optimiser: optax.GradientTransformation, gradient: PyTree, optimiser_state: PyTree, params: PyTree, **extra: Any
+) -> tuple[PyTree, PyTree]:
+    """One step of an optax optimiser, inner or outer: `(new params, new optimiser state)`."""
+    # optax itself mixes dtypes, which users who switch on strict promotion would have to pay for.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        update = optax.with_extra_args_support(optimiser).update
+        updates, optimiser_state = update(gradient, optimiser_state, params, **extra)
+        return optax.apply_updates(params, updates), optimiser_state
 
 
 def check_inner(inner_rate: float, inner_steps: int) -> None:

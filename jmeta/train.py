@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
+from jmeta.inner import descend
 from jmeta.losses import accuracy
 
 Metrics = Mapping[str, Any]
@@ -78,7 +79,6 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
-    update = optax.with_extra_args_support(optimizer).update
     objective = _in_chunks(learner.objective, tasks, task_chunk)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
@@ -89,11 +89,11 @@ def make_step(
             return objective(objective_key, params, carry.state, batch)[0][0]
 
         (loss, (state, info)), gradient = objective(objective_key, carry.params, carry.state, batch)
-        updates, optimizer_state = update(
-            gradient, carry.optimizer_state, carry.params, value=loss, grad=gradient, value_fn=value
+        updated, optimizer_state = descend(
+            optimizer, gradient, carry.optimizer_state, carry.params, value=loss, grad=gradient, value_fn=value
         )
         norm = optax.tree.norm(gradient)
-        new = TrainState(carry.key, carry.step + 1, optax.apply_updates(carry.params, updates), state, optimizer_state)
+        new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
         return kept, {"loss": loss, "gradient_norm": norm, **info}
 

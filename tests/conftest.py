@@ -1,0 +1,20 @@
+"""Strict promotion and checked shapes, switched on before jmeta is imported."""
+
+import os
+
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("jmeta", "beartype.beartype")
+
+
+@pytest.fixture
+def float64():
+    """Everything inside the test is computed in float64."""
+    with jax.enable_x64(True):
+        yield

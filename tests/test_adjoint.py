@@ -1,0 +1,229 @@
+"""Meta-gradients against closed forms, finite differences and an independent NumPy implementation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jmeta
+
+α = 0.1
+
+
+class Quadratic(NamedTuple):
+    """L(θ) = ½ (θ − c)ᵀ H (θ − c), as the support and the query of a task."""
+
+    H: jax.Array
+    c: jax.Array
+
+
+def quadratic_loss(θ, task):
+    return 0.5 * (θ - task.c) @ task.H @ (θ - task.c)
+
+
+def quadratic(key, n=4):
+    a, b = jax.random.split(key)
+    A = jax.random.normal(a, (n, n))
+    return Quadratic(A @ A.T / n + jnp.eye(n), jax.random.normal(b, (n,)))
+
+
+def meta_gradient(adjoint, θ, support, query, steps, optimiser=None, adaptable=lambda path: True):
+    problem = jmeta.InnerProblem(
+        lambda key, params, state, support: (quadratic_loss(params["θ"], support), state),
+        optimiser or optax.sgd(α),
+        steps,
+        adaptable,
+    )
+    solve = adjoint(problem)
+
+    def outer(θ):
+        φ = solve(jax.random.key(0), {"θ": θ}, (), support).params["θ"]
+        return quadratic_loss(φ, query)
+
+    return jax.grad(outer)(θ)
+
+
+def adapted_by_hand(θ, support, steps):
+    for _ in range(steps):
+        θ = θ - α * support.H @ (θ - support.c)
+    return θ
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_exact_is_the_closed_form_on_quadratic_tasks(float64, steps):
+    keys = jax.random.split(jax.random.key(steps), 3)
+    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    g = query.H @ (adapted_by_hand(θ, support, steps) - query.c)
+    factor = np.linalg.matrix_power(np.eye(4) - α * np.asarray(support.H), steps)
+    np.testing.assert_allclose(meta_gradient(jmeta.exact(), θ, support, query, steps), factor.T @ g, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_first_order_is_the_query_gradient_at_phi(float64, steps):
+    keys = jax.random.split(jax.random.key(steps), 3)
+    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    g = query.H @ (adapted_by_hand(θ, support, steps) - query.c)
+    np.testing.assert_allclose(meta_gradient(jmeta.first_order(), θ, support, query, steps), g, rtol=1e-12)
+
+
+@pytest.mark.parametrize("optimiser", [optax.adam(α), optax.sgd(α, momentum=0.9), optax.rmsprop(α)])
+def test_exact_differentiates_through_any_optax_optimiser(float64, optimiser):
+    keys = jax.random.split(jax.random.key(0), 3)
+    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+
+    def value(θ):
+        state, φ = optimiser.init(θ), θ
+        for _ in range(3):
+            updates, state = optimiser.update(support.H @ (φ - support.c), state, φ)
+            φ = optax.apply_updates(φ, updates)
+        return quadratic_loss(φ, query)
+
+    with jax.numpy_dtype_promotion("standard"):
+        expected = finite_differences(value, θ)
+    np.testing.assert_allclose(meta_gradient(jmeta.exact(), θ, support, query, 3, optimiser), expected, rtol=1e-5)
+
+
+def finite_differences(function, x, size=1e-5):
+    function = jax.jit(function)
+    eye = np.eye(x.size)
+    return np.asarray([(function(x + size * e) - function(x - size * e)) / (2 * size) for e in eye])
+
+
+def test_an_adaptable_path_that_matches_nothing_lists_the_leaves():
+    with pytest.raises(jmeta.ConfigError, match="choose among θ"):
+        meta_gradient(
+            jmeta.exact(),
+            jnp.zeros(4),
+            quadratic(jax.random.key(0)),
+            quadratic(jax.random.key(1)),
+            1,
+            adaptable=bool_no,
+        )
+
+
+def bool_no(path):
+    return False
+
+
+def test_info_holds_the_inner_losses():
+    support = quadratic(jax.random.key(0))
+    problem = jmeta.InnerProblem(
+        lambda key, params, state, support: (quadratic_loss(params, support), state), optax.sgd(α), 3
+    )
+    adapted = jmeta.exact()(problem)(jax.random.key(0), jnp.zeros(4), (), support)
+    expected = [quadratic_loss(adapted_by_hand(jnp.zeros(4), support, k), support) for k in range(3)]
+    np.testing.assert_allclose(adapted.info["inner_loss"], expected, rtol=1e-5)
+
+
+def images_task(key, ways=2, queries=2, size=8):
+    keys = jax.random.split(key, 2)
+    examples = [
+        jmeta.Examples(jax.random.normal(k, (ways * n, size, size, 1)), jnp.repeat(jnp.eye(ways), n, axis=0))
+        for k, n in zip(keys, (1, queries), strict=True)
+    ]
+    return jmeta.Task(*examples)
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
+
+
+@pytest.mark.parametrize("pooling", ["stride", "max"])
+def test_maml_on_a_conv_net_with_batch_norm_against_finite_differences(float64, pooling):
+    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2, pooling=pooling, scale=True))
+    learner = jmeta.maml(model, inner_rate=0.5, inner_steps=2)
+    task = images_task(jax.random.key(3), size=16 if pooling == "max" else 8)
+    params = in_float64(learner.init(jax.random.key(1), jax.tree.map(lambda x: x.astype(jnp.float32), task))[0])
+    state: dict = {}
+    flat, unravel = ravel_pytree(params)
+    tasks = jax.tree.map(lambda x: x[None], task)
+
+    @jax.jit
+    def objective(flat):
+        return learner.objective(jax.random.key(2), unravel(flat), state, tasks)[0]
+
+    gradient, size = jax.jit(jax.grad(objective))(flat), 1e-6
+    for direction in np.random.default_rng(0).normal(size=(5, flat.size)):
+        numeric = (objective(flat + size * direction) - objective(flat - size * direction)) / (2 * size)
+        np.testing.assert_allclose(gradient @ direction, numeric, rtol=1e-5)
+
+
+def test_no_gradient_flows_through_the_statistics_of_the_support(float64):
+    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2, batch_norm="per_task"))
+    task = images_task(jax.random.key(3))
+    params, state = in_float64(model.init(jax.random.key(1), task.support.inputs.astype(jnp.float32)))
+
+    def total(params):
+        _, new = model.apply(jax.random.key(0), params, state, task.support.inputs, train=True)
+        return sum(x.sum() for x in jax.tree.leaves(new))
+
+    assert float(total(params)) != 0
+    assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(total)(params)))
+
+
+class Tanh:
+    """MAML on a tanh network of two layers with squared error, in NumPy: gradient and Hessian product by hand."""
+
+    @staticmethod
+    def forward(φ, x):
+        W1, b1, W2, b2 = φ
+        h = np.tanh(x @ W1 + b1)
+        return h, h @ W2 + b2
+
+    @classmethod
+    def gradient(cls, φ, x, y):
+        h, o = cls.forward(φ, x)
+        δo = 2 * (o - y) / o.size
+        δh = δo @ φ[2].T * (1 - h**2)
+        return [x.T @ δh, δh.sum(0), h.T @ δo, δo.sum(0)]
+
+    @classmethod
+    def hessian_product(cls, φ, v, x, y):
+        """Pearlmutter's R-operator: the derivative of `gradient` at φ in direction v."""
+        h, o = cls.forward(φ, x)
+        Rh = (1 - h**2) * (x @ v[0] + v[1])
+        Ro = Rh @ φ[2] + h @ v[2] + v[3]
+        δo, Rδo = 2 * (o - y) / o.size, 2 * Ro / o.size
+        back, Rback = δo @ φ[2].T, Rδo @ φ[2].T + δo @ v[2].T
+        Rδh = Rback * (1 - h**2) - 2 * back * h * Rh
+        return [x.T @ Rδh, Rδh.sum(0), Rh.T @ δo + h.T @ Rδo, Rδo.sum(0)]
+
+    @classmethod
+    def meta_gradient(cls, θ, support, query, steps):
+        path = [θ]
+        for _ in range(steps):
+            path.append([p - α * g for p, g in zip(path[-1], cls.gradient(path[-1], *support), strict=True)])
+        v = cls.gradient(path[-1], *query)
+        for φ in reversed(path[:-1]):
+            v = [a - α * b for a, b in zip(v, cls.hessian_product(φ, v, *support), strict=True)]
+        return v
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_maml_agrees_with_an_independent_implementation_in_numpy(float64, steps):
+    from flax import linen as nn
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.tanh(nn.Dense(6, name="a", param_dtype=jnp.float64)(x))
+            return nn.Dense(2, name="b", param_dtype=jnp.float64)(h)
+
+    random = np.random.default_rng(0)
+    θ = [random.normal(size=shape) for shape in ((3, 6), (6,), (6, 2), (2,))]
+    data = [[(random.normal(size=(n, 3)), random.normal(size=(n, 2))) for n in (5, 7)] for _ in range(4)]
+    tasks = jax.tree.map(
+        lambda *x: jnp.stack(x), *[jmeta.Task(*(jmeta.Examples(*map(jnp.asarray, d)) for d in task)) for task in data]
+    )
+    learner = jmeta.maml(jmeta.linen(Network()), inner_rate=α, inner_steps=steps, loss=jmeta.mean_squared_error)
+    params = {"a": {"kernel": θ[0], "bias": θ[1]}, "b": {"kernel": θ[2], "bias": θ[3]}}
+    params = jax.tree.map(jnp.asarray, params)
+    gradient = jax.grad(lambda p: learner.objective(jax.random.key(0), p, {}, tasks)[0])(params)
+    expected = [np.mean(g, axis=0) for g in zip(*(Tanh.meta_gradient(θ, *t, steps) for t in data), strict=True)]
+    ours = [gradient["a"]["kernel"], gradient["a"]["bias"], gradient["b"]["kernel"], gradient["b"]["bias"]]
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)

@@ -1,0 +1,206 @@
+"""The compiled step, fit and evaluate."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jmeta
+from jmeta.train import _run
+
+KEY = jax.random.key(0)
+SOURCE = jmeta.sinusoid(shots=5, queries=5)
+
+
+def sinusoid_learner(**options):
+    model = jmeta.linen(jmeta.MLP(outputs=1, hidden=(8,)))
+    return jmeta.maml(model, **{"inner_rate": 0.01, "loss": jmeta.mean_squared_error} | options)
+
+
+LEARNER = sinusoid_learner()
+
+
+def conv_source(ways=3):
+    images = np.random.default_rng(0).random((40, 8, 8, 1), np.float32)
+    return jmeta.from_arrays(images, np.repeat(np.arange(5), 8), ways=ways, shots=1, queries=2)
+
+
+def conv_learner(ways=3, **options):
+    return jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=ways, features=4, **options)))
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
+    learner = sinusoid_learner()
+    before = _run._cache_size()
+    jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
+    jmeta.fit(jax.random.key(1), learner, SOURCE, steps=40, tasks=2, log_every=5)
+    assert _run._cache_size() == before + 1
+
+
+def test_a_step_is_sampling_objective_and_update():
+    optimizer = optax.sgd(0.1)
+    start = jmeta.init(KEY, LEARNER, optimizer, SOURCE)
+    new, info = jmeta.make_step(LEARNER, optimizer, SOURCE, tasks=3, task_chunk=3)(start, None)
+    sample_key, objective_key = jax.random.split(jax.random.fold_in(start.key, 0))
+    tasks = jax.vmap(SOURCE.sample, (0, None))(jax.random.split(sample_key, 3), SOURCE.data)
+    loss, gradient = jax.value_and_grad(lambda p: LEARNER.objective(objective_key, p, {}, tasks)[0])(start.params)
+    np.testing.assert_allclose(info["loss"], loss, rtol=1e-6)
+    jax.tree.map(
+        lambda p, g, q: np.testing.assert_allclose(p - 0.1 * g, q, rtol=1e-5, atol=1e-6),
+        start.params,
+        gradient,
+        new.params,
+    )
+    assert int(new.step) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_of_tasks_give_the_same_step(chunk):
+    source, learner, optimizer = conv_source(), conv_learner(), optax.sgd(0.1)
+    start = jmeta.init(KEY, learner, optimizer, source)
+    steps = [jmeta.make_step(learner, optimizer, source, tasks=6, task_chunk=k) for k in (6, chunk)]
+    (a, info_a), (b, info_b) = (jax.jit(step)(start, None) for step in steps)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), (a.params, info_a), (b.params, info_b)
+    )
+
+
+def test_a_chunk_that_does_not_divide_the_tasks_is_refused():
+    with pytest.raises(jmeta.ConfigError, match="task_chunk 4 does not divide 6 tasks"):
+        jmeta.make_step(LEARNER, optax.sgd(0.1), SOURCE, tasks=6, task_chunk=4)
+
+
+def test_the_same_key_gives_the_same_run_and_another_another():
+    runs = [jmeta.fit(jax.random.key(seed), LEARNER, SOURCE, steps=5, tasks=2).params for seed in (0, 0, 1)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_going_on_gives_the_parameters_of_an_uninterrupted_run():
+    whole = jmeta.fit(KEY, LEARNER, SOURCE, steps=10, tasks=2, log_every=5)
+    half = jmeta.fit(KEY, LEARNER, SOURCE, steps=5, tasks=2, log_every=5)
+    rest = jmeta.fit(KEY, LEARNER, SOURCE, steps=10, tasks=2, log_every=5, train_state=half.train_state)
+    assert same(whole.params, rest.params)
+    assert [row["step"] for row in rest.history] == [10]
+
+
+def test_a_callback_logs_and_stops():
+    seen = []
+    fitted = jmeta.fit(
+        KEY,
+        LEARNER,
+        SOURCE,
+        steps=10,
+        tasks=2,
+        log_every=2,
+        callback=lambda _, m: seen.append(m["step"]) or len(seen) == 2,
+    )
+    assert seen == [2, 4]
+    assert int(fitted.train_state.step) == 4
+
+
+def test_a_loss_that_becomes_non_finite_stops_with_the_last_good_parameters():
+    def sample(key, data):
+        task = SOURCE.sample(key, data)
+        broken = jax.random.bernoulli(key, 0.1)
+        return task._replace(query=task.query._replace(targets=task.query.targets + jnp.where(broken, jnp.nan, 0.0)))
+
+    with pytest.raises(jmeta.NonFiniteError, match="at step") as caught:
+        jmeta.fit(KEY, LEARNER, SOURCE._replace(sample=sample), steps=100, tasks=1, log_every=20)
+    step = caught.value.step
+    assert f"at step {step}" in str(caught.value)
+    good = jmeta.fit(KEY, LEARNER, SOURCE, steps=step, tasks=1, log_every=20)
+    # Another program, hence other rounding.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+        caught.value.train_state.params,
+        good.params,
+    )
+
+
+def test_optimisers_with_a_line_search_work():
+    fitted = jmeta.fit(KEY, LEARNER, SOURCE, optimizer=optax.lbfgs(), steps=5, tasks=8, log_every=5)
+    assert np.isfinite(fitted.history[-1]["loss"])
+
+
+def lowered_step(platforms):
+    source, learner, optimizer = conv_source(), conv_learner(), optax.adam(1e-3)
+    start = jmeta.init(KEY, learner, optimizer, source)
+
+    def run(start, data):
+        step = jmeta.make_step(learner, optimizer, source._replace(data=data), tasks=2)
+        return jax.lax.scan(step, start, length=3)
+
+    return jax.export.export(jax.jit(run), platforms=platforms)(start, source.data)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_training_step_lowers(platform):
+    program = lowered_step([platform]).mlir_module()
+    assert "callback" not in program
+    assert not re.search(r"stablehlo\.(infeed|outfeed|send|recv)", program)
+
+
+def test_the_training_step_lowers_for_three_platforms_at_once():
+    assert lowered_step(["cpu", "cuda", "tpu"]).platforms == ("cpu", "cuda", "tpu")
+
+
+def test_data_is_an_argument_of_the_program_not_a_constant():
+    source = conv_source()
+    learner, optimizer = conv_learner(), optax.adam(1e-3)
+    start = jmeta.init(KEY, learner, optimizer, source)
+    text = _run.lower(
+        start, source.data, jnp.asarray(3, jnp.int32), learner=learner, optimizer=optimizer, sample=source.sample,
+        tasks=2, task_chunk=None, length=3,
+    ).as_text()  # fmt: skip
+    assert not re.search(r"stablehlo.constant dense<\"0x[0-9A-F]{4000,}", text)
+
+
+def test_evaluate_reports_mean_interval_and_protocol():
+    source = conv_source()
+    learner = conv_learner()
+    fitted = jmeta.fit(KEY, learner, source, steps=1, tasks=1)
+    result = jmeta.evaluate(KEY, learner, fitted.params, fitted.state, source, episodes=20)
+
+    def one(key):
+        a, b, c = jax.random.split(key, 3)
+        task = source.sample(a, source.data)
+        adapted = learner.adapt(b, fitted.params, fitted.state, task.support)
+        return jmeta.accuracy(learner.predict(c, adapted, task.query.inputs), task.query.targets)
+
+    one = jax.jit(one)
+    values = [float(one(key)) for key in jax.random.split(KEY, 20)]
+    np.testing.assert_allclose(result["accuracy"], np.mean(values), rtol=1e-6)
+    np.testing.assert_allclose(result["ci95"], 1.96 * np.std(values, ddof=1) / np.sqrt(20), rtol=1e-5)
+    assert {k: result[k] for k in ("episodes", "ways", "shots", "queries")} == {
+        "episodes": 20, "ways": 3, "shots": 1, "queries": 2
+    }  # fmt: skip
+    chunked = jmeta.evaluate(KEY, learner, fitted.params, fitted.state, source, episodes=20, task_chunk=7)
+    np.testing.assert_allclose(chunked["accuracy"], result["accuracy"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "transductive"), [("transductive", True), ("per_task", False)])
+def test_transductive_is_measured(policy, transductive):
+    source, learner = conv_source(), conv_learner(batch_norm=policy)
+    params, state = learner.init(KEY, source.sample(KEY, source.data))
+    result = jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
+    assert result["transductive"] is transductive
+
+
+def test_evaluate_needs_two_episodes():
+    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    with pytest.raises(jmeta.ConfigError, match="episodes is 1"):
+        jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=1)
+
+
+def test_an_objective_that_is_not_scalar_is_told():
+    learner = LEARNER._replace(objective=lambda key, params, state, tasks: (jnp.zeros(3), (state, {})))
+    with pytest.raises(jmeta.ModelError, match="must be a scalar"):
+        jmeta.fit(KEY, learner, SOURCE, steps=1)
