@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,35 +15,40 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import jmeta
 from jmeta import experiment, plots
-from jmeta.checkpoint import latest_step, restore, save
+from jmeta.checkpoint import latest_step, restore, save, write_whole
 from jmeta.core import Adapted, Examples, MetaLearner, Model
 from jmeta.data import DATA
 from jmeta.data.folders import read_images
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
-from jmeta.experiment import Config
+from jmeta.experiment import Config, check_seed
 from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
-_OF_THE_LEARNER = tyro.conf.arg(help_behavior_hint="(default: that of data and learner)")
-_Int = Annotated[int | None, _OF_THE_LEARNER]
-_Float = Annotated[float | None, _OF_THE_LEARNER]
-_Name = Annotated[str | None, _OF_THE_LEARNER]
+# None stands for "not given", so that --resume can tell what was
+_OF_THE_LEARNER = "(default: that of data and learner)"
+_Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_THE_LEARNER)]
+_Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_THE_LEARNER)]
+_Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_OF_THE_LEARNER)]
+_OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
+
+_INNER_STEPS, _SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Meta-train a learner, evaluate it on unseen tasks, and write a run folder."""
 
-    learner: str = "maml"
+    learner: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: maml)")] = None
     """One of `jmeta list`."""
-    data: str = "glyphs"
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: glyphs)")] = None
     """One of `jmeta list`."""
     model: _Name = None
     """One of `jmeta list`."""
@@ -71,7 +78,7 @@ class Train:
     """Batch-norm policy: transductive or per_task."""
     outer_rate: _Float = None
     """Outer rate β of Adam, annealed to 0 by a cosine."""
-    seed: int = 0
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
     """The same seed gives the same run."""
     out: Path = Path("runs/demo")
     """The run folder."""
@@ -91,14 +98,14 @@ class Evaluate:
     """The same seed gives the same tasks."""
     split: str = "test"
     """test, validation or train."""
-    ways: int | None = None
-    """If other than the run's."""
-    shots: int | None = None
-    """If other than the run's."""
-    queries: int | None = None
-    """If other than the run's."""
-    inner_steps: int | None = None
-    """If other than the run's at test."""
+    ways: _OtherInt = None
+    """Classes of an episode."""
+    shots: _OtherInt = None
+    """Labelled examples a class."""
+    queries: _OtherInt = None
+    """Query examples a class."""
+    inner_steps: _OtherInt = None
+    """Inner steps; 0 does not adapt at all."""
     json: bool = False
     """Print one JSON object."""
 
@@ -137,8 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume.", file=sys.stderr)
-        sys.exit(130)
+        begun = isinstance(flags, Train) and (flags.out / "config.json").exists()
+        hint = f"; go on by `jmeta train --resume --out {flags.out}`" if begun else ""
+        print(f"interrupted{hint}.", file=sys.stderr, flush=True)
+        os._exit(130)  # XLA may still compute, and crashes when Python is taken down below it
 
 
 def train(flags: Train) -> None:
@@ -146,29 +155,30 @@ def train(flags: Train) -> None:
     config = _config_of(flags)
     source, validation = (experiment.make_source(config, split) for split in ("train", "validation"))
     learner = experiment.make_learner(config, source)
-    optimizer = experiment.make_optimizer(config)
-    key = jax.random.key(config.seed)
-    train_state = jmeta.init(key, learner, optimizer, source)
+    train_state = experiment.begin(config, learner, source)
     checkpoints = flags.out / "checkpoint"
     if latest_step(checkpoints) is not None:
         train_state = restore(checkpoints, train_state)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    _write(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     rows = [row for row in _read_rows(flags.out) if row["step"] <= int(train_state.step)]
-    _write(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        write_whole(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_whole(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    except OSError as error:
+        raise CheckpointError(f"{flags.out} cannot be written ({error.strerror}); choose another --out.") from error
 
     metric = DATA[config.data].metric
+    key = jax.random.key(config.seed)
     tester = experiment.make_learner(config, validation, inner_steps=config.test_inner_steps)
     log_every = max(1, config.steps // 100)
-    begin = time.monotonic()
-    console = Console(stderr=True)
-    with _progress(console) as progress:
+    begin = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+    with _progress() as progress:
         bar = progress.add_task("meta-training", total=config.steps, completed=int(train_state.step), note="compiling")
 
         def callback(train_state: TrainState, metrics: Metrics) -> None:
             row = {**metrics, "seconds": round(time.monotonic() - begin, 2)}
-            if metrics["step"] == config.steps or metrics["step"] // log_every % 5 == 0:
-                save(checkpoints, train_state)
+            check = metrics["step"] == config.steps or metrics["step"] // log_every % 5 == 0
+            if check:
                 checked = evaluate(
                     key, tester, train_state.params, train_state.state, validation, episodes=100, metric=metric
                 )
@@ -176,8 +186,10 @@ def train(flags: Train) -> None:
             rows.append(row)
             with (flags.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            last = next((r["validation"] for r in reversed(rows) if "validation" in r), float("nan"))
-            note = f"loss {metrics['loss']:.3f}  validation {metric.__name__} {last:.3f}"
+            if check:  # after the row, which going on from this checkpoint would not write again
+                save(checkpoints, train_state)
+            validations = [_number(config, row["validation"]) for row in rows if "validation" in row]
+            note = "  ".join([f"loss {metrics['loss']:.3f}", *(f"validation {last}" for last in validations[-1:])])
             progress.update(bar, completed=metrics["step"], note=note)
 
         try:
@@ -185,7 +197,7 @@ def train(flags: Train) -> None:
                 key,
                 learner,
                 source,
-                optimizer=optimizer,
+                optimizer=experiment.make_optimizer(config),
                 steps=config.steps,
                 tasks=config.tasks,
                 log_every=log_every,
@@ -195,7 +207,7 @@ def train(flags: Train) -> None:
         except NonFiniteError as error:
             save(checkpoints, error.train_state)
             raise
-    console.print(f"meta-training took {time.monotonic() - begin:.0f} s")
+    print(f"meta-training took {time.monotonic() - begin:.0f} s; evaluating on unseen tasks", file=sys.stderr)
     plots.learning_curve(flags.out / "learning_curve.png", rows, metric.__name__)
     _report(flags.out, config, fitted.train_state)
 
@@ -204,26 +216,32 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
     """Evaluates a trained run, draws how it adapts, and prints it beside nearest mean on raw pixels."""
     metric = DATA[config.data].metric
     result = _evaluate(config, train_state, "test", episodes=600, seed=1)
-    _write(out / "result.json", json.dumps(result, indent=2) + "\n")
-    axis, results = _adaptation(config, train_state)
+    write_whole(out / "result.json", _json(result, indent=2) + "\n")
+    axis, results = _adaptation(config, train_state, result)
     plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
-    table = _result_table(config, result, metric.__name__)
+    table = _result_table(config, result)
     if metric is accuracy:
         source = experiment.make_source(config, "test")
         pixels = evaluate(jax.random.key(1), _nearest_mean(), {}, {}, source, episodes=600)
-        table.add_row("nearest mean on raw pixels", f"{_percent(pixels['accuracy'])} ± {_percent(pixels['ci95'])}")
-    Console().print(table)
-    Console().print(f"written to {out}/")
+        table.add_row("nearest mean on raw pixels", _interval(config, pixels))
+    _print_result(config, result, table)
+    print(f"written to {out}/")
 
 
-def _adaptation(config: Config, train_state: TrainState) -> tuple[str, list[dict[str, Any]]]:
-    """Results against inner steps, or against shots for a learner that has none."""
-    if config.inner_steps is not None:
-        steps = sorted({0, 1, 2, 3, 5, config.test_inner_steps or 1})
-        return "inner_steps", [
-            _evaluate(config, train_state, "test", 200, 1, inner_steps=k) | {"inner_steps": k} for k in steps
+def _adaptation(
+    config: Config, train_state: TrainState, result: Mapping[str, Any]
+) -> tuple[str, list[Mapping[str, Any]]]:
+    """Results against inner steps, of which `result` is one, or against shots for a learner that has none."""
+    if config.inner_steps is None:
+        queries = min(5, config.queries)  # so that ten shots are left of the 20 images that a class of Omniglot has
+        return "shots", [
+            _evaluate(config, train_state, "test", 200, 1, shots=shots, queries=queries) for shots in _SHOTS
         ]
-    return "shots", [_evaluate(config, train_state, "test", 200, 1, shots=k, queries=5) for k in (1, 2, 3, 5, 10)]
+    done = result["test_inner_steps"]
+    return "test_inner_steps", [
+        result if steps == done else _evaluate(config, train_state, "test", 200, 1, inner_steps=steps)
+        for steps in sorted({*_INNER_STEPS, done})
+    ]
 
 
 def _evaluate(
@@ -249,7 +267,7 @@ def _evaluate(
         episodes=episodes,
         metric=DATA[config.data].metric,
     )
-    return {**result, **experiment.protocol(config), "test_inner_steps": steps, "split": split, "seed": seed}
+    return {"split": split, **result, **experiment.protocol(config), "test_inner_steps": steps, "seed": seed}
 
 
 def _nearest_mean() -> MetaLearner:
@@ -263,6 +281,7 @@ def _nearest_mean() -> MetaLearner:
 def evaluate_run(flags: Evaluate) -> None:
     """`jmeta evaluate`."""
     config = _read_config(flags.run)
+    check_seed(flags.seed)
     if flags.split not in ("train", "validation", "test"):
         raise ConfigError(f"there is no split {flags.split!r}; choose test, validation or train.")
     episode = {name: value for name in ("ways", "shots", "queries") if (value := getattr(flags, name)) is not None}
@@ -270,9 +289,9 @@ def evaluate_run(flags: Evaluate) -> None:
         config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
     )
     if flags.json:
-        print(json.dumps(result))
+        print(_json(result))
     else:
-        Console().print(_result_table(config, result, DATA[config.data].metric.__name__))
+        _print_result(config, result, _result_table(config, result))
 
 
 def adapt_run(flags: Adapt) -> None:
@@ -304,11 +323,11 @@ def adapt_run(flags: Adapt) -> None:
         for file, p in zip(query.files, probabilities, strict=True)
     ]
     if flags.json:
-        print(json.dumps({"predictions": rows, **experiment.protocol(config)}))
+        print(_json({"predictions": rows, **experiment.protocol(config)}))
         return
-    table = Table("file", "class", "probability")
+    table = Table(Column("file", overflow="fold"), Column("class", overflow="fold"), "probability")
     for row in rows:
-        table.add_row(str(row["file"]), str(row["class"]), f"{row['probability']:.3f}")
+        table.add_row(escape(str(row["file"])), escape(str(row["class"])), f"{row['probability']:.3f}")
     Console().print(table)
 
 
@@ -322,18 +341,17 @@ def list_all(flags: List) -> None:
 
 def _config_of(flags: Train) -> Config:
     """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
-    given = dataclasses.asdict(flags)
+    given = {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
     resume, out = given.pop("resume"), given.pop("out")
     if not (out / "config.json").exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(file.suffix != ".part" for file in out.iterdir())):
             raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
         return experiment.resolve(**given)
     if not resume:
         raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
     stored = _read_config(out)
-    default = dataclasses.asdict(Train())
     for name, value in given.items():
-        if value != default[name] and value != getattr(stored, name):
+        if value != getattr(stored, name):
             flag = name.replace("_", "-")
             raise ConfigError(
                 f"{out} was trained with --{flag} {getattr(stored, name)}, not {value}; leave the flag away to go on "
@@ -344,66 +362,84 @@ def _config_of(flags: Train) -> Config:
 
 def _read_config(run: Path) -> Config:
     try:
-        return Config(**json.loads((run / "config.json").read_text()))
+        stored = Config(**json.loads((run / "config.json").read_text()))
+        return experiment.resolve(**dataclasses.asdict(stored))
     except FileNotFoundError:
         raise CheckpointError(
             f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
         ) from None
     except (ValueError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise CheckpointError(
-            f"{run}/config.json cannot be read ({error}); train anew, or name another run."
+            f"{run}/config.json is damaged or of another version of jmeta ({reason}); train anew, or name another run."
         ) from error
 
 
 def _restore(run: Path, config: Config) -> TrainState:
     source = experiment.make_source(config, "train")
     learner = experiment.make_learner(config, source)
-    like = jmeta.init(jax.random.key(0), learner, experiment.make_optimizer(config), source)
-    return restore(run / "checkpoint", like)
+    return restore(run / "checkpoint", jax.eval_shape(lambda: experiment.begin(config, learner, source)))
 
 
 def _read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, whose last line a kill may have cut."""
     file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _write(file: Path, text: str) -> None:
-    """Replaces a file in one go, so that a kill leaves the old one or the new one."""
-    part = file.with_suffix(".part")
-    part.write_text(text)
-    part.replace(file)
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _scaled(images: np.ndarray) -> jax.Array:
     return jnp.asarray(images, jnp.float32) / 255.0
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _json(result: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON has no NaN and no infinity: null stands for them."""
+    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in result.items()}
+    return json.dumps(finite, indent=indent, allow_nan=False)
 
 
-def _result_table(config: Config, result: Mapping[str, Any], metric: str) -> Table:
-    number = _percent if metric == "accuracy" else "{:.3f}".format
-    episode = ", ".join(f"{result[name]} {name}" for name in ("ways", "shots", "queries") if name in result)
-    steps = result["test_inner_steps"]
-    details = [
-        episode,
-        f"{result['episodes']} unseen episodes",
-        "transductive" if result["transductive"] else "not transductive",
-        *([] if steps is None else [f"{steps} inner steps"]),
-    ]
-    table = Table("learner", f"{metric.replace('_', ' ')}, 95 % interval", title=f"{config.data}: {'; '.join(details)}")
-    table.add_row(config.learner, f"{number(result[metric])} ± {number(result['ci95'])}")
+def _number(config: Config, value: float) -> str:
+    return f"{100 * value:.1f} %" if DATA[config.data].metric is accuracy else f"{value:.3f}"
+
+
+def _interval(config: Config, result: Mapping[str, Any]) -> str:
+    value = result[DATA[config.data].metric.__name__]
+    return f"{_number(config, value)} ± {_number(config, result['ci95'])}"
+
+
+def _result_table(config: Config, result: Mapping[str, Any]) -> Table:
+    table = Table("learner", f"{DATA[config.data].metric.__name__.replace('_', ' ')}, 95 % interval")
+    table.add_row(config.learner, _interval(config, result))
     return table
 
 
-def _progress(console: Console) -> Progress:
+def _print_result(config: Config, result: Mapping[str, Any], table: Table) -> None:
+    steps = result["test_inner_steps"]
+    details = [
+        *(f"{result[name]} {name}" for name in ("ways", "shots", "queries") if name in result),
+        f"{result['episodes']} {result['split']} episodes",
+        "transductive" if result["transductive"] else "not transductive",
+        *([] if steps is None else [f"{steps} inner step{'' if steps == 1 else 's'}"]),
+    ]
+    print(f"{config.data}: {', '.join(details)}", flush=True)
+    Console().print(table)
+
+
+def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
+        console=Console(stderr=True),
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import optax
@@ -11,13 +11,17 @@ import optax
 from jmeta.core import MetaLearner, TaskSource
 from jmeta.data import DATA
 from jmeta.distances import DISTANCES
-from jmeta.errors import ConfigError
+from jmeta.errors import ConfigError, JmetaError, ModelError
 from jmeta.learners import LEARNERS
+from jmeta.losses import softmax_cross_entropy
 from jmeta.models import MODELS
 from jmeta.models.adapters import linen
+from jmeta.models.networks import BatchNormPolicy
 from jmeta.registry import lookup
+from jmeta.train import TrainState, init
 
 _BASE = {
+    "seed": 0,
     "ways": 5,
     "shots": 1,
     "queries": 15,
@@ -28,18 +32,29 @@ _BASE = {
     "outer_rate": 1e-3,
 }
 
+# a setting has a meaning where learner, model or data take an argument of this name
+_MEANING = {
+    "ways": "ways",
+    "train_ways": "ways",
+    "inner_rate": "inner_rate",
+    "inner_steps": "inner_steps",
+    "test_inner_steps": "inner_steps",
+    "distance": "distance",
+    "batch_norm": "batch_norm",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, as its `config.json` holds them; None where a setting has no meaning for the learner."""
+    """All settings of a run, as its `config.json` holds them; None where one has no meaning for the learner or data."""
 
     learner: str
     data: str
     model: str
-    ways: int
+    ways: int | None
     shots: int
     queries: int
-    train_ways: int
+    train_ways: int | None
     train_queries: int
     steps: int
     tasks: int
@@ -52,53 +67,56 @@ class Config:
     seed: int
 
 
-def resolve(learner: str, data: str, seed: int, **flags: Any) -> Config:
+def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
     """Fills in what was not given: settings of the data, else of the learner, else of the library.
 
     Args:
-        learner: a name in `jmeta.learners.LEARNERS`.
-        data: a name in `jmeta.data.DATA`.
-        seed: of the run.
-        flags: fields of `Config`; None where not given.
+        learner: a name in `jmeta.learners.LEARNERS`; default maml.
+        data: a name in `jmeta.data.DATA`; default glyphs.
+        flags: other fields of `Config`; None where not given.
 
     Returns:
         The settings.
 
     Raises:
         UnknownNameError: a name is in no registry.
-        ConfigError: a setting that has no meaning for the learner or the model, or a value that cannot work.
+        ConfigError: a setting that has no meaning for the learner, the model or the data, or a value that cannot work.
 
     Example:
         >>> from jmeta.experiment import resolve
-        >>> resolve("maml", "sinusoid", 0, shots=5).inner_rate
+        >>> resolve("maml", "sinusoid", shots=5).inner_rate
         0.01
     """
-    chosen = lookup(LEARNERS, learner, "learner")
+    learner, data = learner or "maml", data or "glyphs"
+    chosen, source = lookup(LEARNERS, learner, "learner"), lookup(DATA, data, "data set")
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = {**_BASE, **chosen.defaults, **lookup(DATA, data, "data set").defaults, **given}
+    settings = {**_BASE, **chosen.defaults, **source.defaults, **given}
     network = lookup(MODELS, settings["model"], "model")
     lookup(DISTANCES, settings["distance"], "distance")
-    settings = {
-        "train_ways": settings["ways"],
-        "train_queries": settings["queries"],
-        "test_inner_steps": settings["inner_steps"],
-        **settings,
-    }
-    takes = {**inspect.signature(chosen.make).parameters, **inspect.signature(network.make).parameters}
-    if "inner_steps" in takes:
-        takes["test_inner_steps"] = takes["inner_steps"]
-    for name in ("inner_rate", "inner_steps", "test_inner_steps", "distance", "batch_norm"):
-        if name not in takes:
+    lookup(dict.fromkeys(get_args(BatchNormPolicy)), settings["batch_norm"], "batch-norm policy")
+    for name, same in (("train_ways", "ways"), ("train_queries", "queries"), ("test_inner_steps", "inner_steps")):
+        settings.setdefault(name, settings[same])
+    takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
+    for name, as_name in _MEANING.items():
+        if as_name not in takes:
             if name in given:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} has no meaning for {learner} on a {settings['model']}; leave it away.")
+                raise ConfigError(
+                    f"{_flag(name)} has no meaning for {learner} with {settings['model']} on {data}; leave it away."
+                )
             settings[name] = None
-    for name in ("steps", "tasks", "inner_steps", "test_inner_steps", "outer_rate", "inner_rate"):
-        if settings[name] is not None and not settings[name] > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} is {settings[name]}; give a positive number.")
+    for name, value in settings.items():
+        if name not in ("model", "distance", "batch_norm", "seed") and value is not None and not value > 0:
+            raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
+    check_seed(settings["seed"])
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
         raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
-    return Config(learner=learner, data=data, seed=seed, **settings)
+    return Config(learner=learner, data=data, **settings)
+
+
+def check_seed(seed: int) -> None:
+    """Raises `ConfigError` unless a key can be made from the seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed is {seed}; give a number from 0 to {2**32 - 1}.")
 
 
 def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None = None) -> MetaLearner:
@@ -113,7 +131,7 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
         The learner.
 
     Raises:
-        ConfigError: the learner cannot minimise the loss of the data.
+        ConfigError: the learner cannot minimise the loss of the data, or has no inner steps.
     """
     entry, data = LEARNERS[config.learner], DATA[config.data]
     task = jax.eval_shape(source.sample, jax.random.key(0), source.data)
@@ -121,12 +139,15 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     options: dict[str, Any] = {}
     if config.inner_rate is not None:
         options |= {"inner_rate": config.inner_rate, "inner_steps": inner_steps or config.inner_steps}
+    elif inner_steps is not None:
+        raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
     if config.distance is not None:
         options["distance"] = DISTANCES[config.distance]
     if "loss" in inspect.signature(entry.make).parameters:
         options["loss"] = data.loss
-    elif data.loss is not DATA["glyphs"].loss:
-        raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; choose maml, fomaml or anil.")
+    elif data.loss is not softmax_cross_entropy:
+        regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
+        raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
     network_options = {} if config.batch_norm is None else {"batch_norm": config.batch_norm}
     return entry.make(linen(MODELS[config.model].make(outputs=outputs, **network_options)), **options)
 
@@ -143,20 +164,58 @@ def make_source(config: Config, split: str, **episode: int) -> TaskSource:
         The tasks.
 
     Raises:
+        ConfigError: other ways than the learner was trained for, or ways of a regression.
         DataError: the data cannot give such tasks.
     """
+    ways = episode.get("ways", config.ways)
+    if config.ways is None and ways is not None:
+        raise ConfigError(f"--ways has no meaning for {config.data}; leave it away.")
+    if ways != config.ways and not LEARNERS[config.learner].embedding:
+        raise ConfigError(
+            f"{config.learner} has one output for each of its {config.ways} ways, so it cannot take {ways}; leave "
+            "--ways away, or train a prototypical run, which takes any number."
+        )
     train = split == "train"
     size = {
         "ways": config.train_ways if train else config.ways,
         "shots": config.shots,
         "queries": config.train_queries if train else config.queries,
+        **episode,
     }
-    return DATA[config.data].load(split=split, **size | episode)
+    return DATA[config.data].load(split=split, **{name: value for name, value in size.items() if value is not None})
+
+
+def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainState:
+    """The `TrainState` before the first meta-step of a run.
+
+    Args:
+        config: the settings.
+        learner: as `make_learner` gives.
+        source: the training tasks.
+
+    Returns:
+        θ, state and optimiser state.
+
+    Raises:
+        ModelError: the model does not fit the tasks.
+    """
+    try:
+        return init(jax.random.key(config.seed), learner, make_optimizer(config), source)
+    except JmetaError:
+        raise
+    except Exception as error:  # a network raises whatever it meets in inputs of another shape
+        raise ModelError(
+            f"{config.model} cannot take the inputs of {config.data}; leave --model away, or choose another."
+        ) from error
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The outer optimiser of a run: Adam at rate β, annealed to 0 by a cosine over the steps of the run."""
     return optax.adam(optax.cosine_decay_schedule(config.outer_rate, config.steps))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def protocol(config: Config) -> Mapping[str, Any]:

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 
 def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
     """Draws meta-loss and validation result against the meta-step.
@@ -16,26 +13,15 @@ def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -
         rows: of `metrics.jsonl`: `step`, `loss`, and at times `validation` and `validation_ci95`.
         metric: the name of the validation result.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.subplots()
-    left.plot(
-        [r["step"] for r in rows], [r["loss"] for r in rows], color="tab:grey", label="meta-loss (training tasks)"
-    )
-    left.set(xlabel="meta-step", ylabel="meta-loss")
-    right = left.twinx()
-    checked = [r for r in rows if "validation" in r]
-    right.errorbar(
-        [r["step"] for r in checked],
-        [r["validation"] for r in checked],
-        [r["validation_ci95"] for r in checked],
-        color="tab:blue",
-        marker="o",
-        markersize=3,
-        capsize=2,
-        label="validation, 95 % interval",
-    )
-    right.set(ylabel=_words(metric))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure = _figure(6.4, 5.4)
+    upper, lower = figure.subplots(2, sharex=True)
+    upper.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="tab:gray")
+    upper.set(ylabel="meta-loss", title="training tasks")
+    _band(lower, [r for r in rows if "validation" in r], "step", "validation", "validation_ci95")
+    lower.set(xlabel="meta-step", ylabel=_words(metric), title="validation tasks, mean and 95 % interval")
+    for axes in (upper, lower):
+        _tidy(axes)
+    _show_percent(lower, metric)
     figure.savefig(file, dpi=120)
 
 
@@ -45,21 +31,46 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     Args:
         file: where the PNG goes.
         results: of `jmeta.evaluate`, each with an entry `axis`.
-        axis: what is varied: `"inner_steps"` or `"shots"`.
+        axis: what is varied: `"test_inner_steps"` or `"shots"`.
         metric: the name of the result.
     """
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = _figure(5.4, 4.0)
     axes = figure.subplots()
-    axes.errorbar(
-        [r[axis] for r in results], [r[metric] for r in results], [r["ci95"] for r in results], marker="o", capsize=3
+    _band(axes, results, axis, metric, "ci95")
+    episode = [f"{results[0][name]}-{name[:-1]}" for name in ("ways", "shots") if name in results[0] and name != axis]
+    axes.set(
+        xlabel={"test_inner_steps": "inner steps"}.get(axis, _words(axis)),
+        ylabel=_words(metric),
+        title=f"unseen {' '.join(episode)} tasks, mean and 95 % interval",
     )
-    episode = ", ".join(
-        f"{results[0][name]} {name}" for name in ("ways", "shots") if name in results[0] and name != axis
-    )
-    axes.set(xlabel=_words(axis), ylabel=_words(metric), title=f"unseen tasks, {episode}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    _tidy(axes)
+    _show_percent(axes, metric)
     figure.savefig(file, dpi=120)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _band(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, half_width: str) -> None:
+    xs = [r[x] for r in rows]
+    axes.plot(xs, [r[y] for r in rows], marker="o", markersize=4)
+    axes.fill_between(xs, [r[y] - r[half_width] for r in rows], [r[y] + r[half_width] for r in rows], alpha=0.2)
+
+
+def _tidy(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+
+
+def _show_percent(axes: Any, metric: str) -> None:
+    if metric == "accuracy":
+        axes.yaxis.set_major_formatter("{x:.0%}")
 
 
 def _words(name: str) -> str:

@@ -31,4 +31,5 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     if name in registry:
         return registry[name]
     nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.0)[0]
-    raise UnknownNameError(f"there is no {kind} {name!r}; did you mean {nearest!r}? `jmeta list` shows them all.")
+    known = ", ".join(registry)
+    raise UnknownNameError(f"there is no {kind} {name!r}; did you mean {nearest!r}? There are {known}.")

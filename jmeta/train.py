@@ -61,7 +61,8 @@ def make_step(
         source: where tasks come from.
         tasks: tasks a step.
         task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
-            does not grow with `tasks`. Default: 1 on CPU, where one task fills the cache, and all elsewhere.
+            does not grow with `tasks`. Default: on CPU as many as keep the cache warm (for images one task, for
+            sinusoids all), elsewhere all.
 
     Returns:
         `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
@@ -102,13 +103,16 @@ def make_step(
 
 def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> Any:
     """The value and gradient of the mean over chunks of tasks, accumulated in a scan."""
-    chunk = task_chunk or (1 if jax.default_backend() == "cpu" else tasks)
-    if tasks % chunk:
-        raise ConfigError(f"task_chunk {chunk} does not divide {tasks} tasks; choose a divisor.")
+    if task_chunk is not None and tasks % task_chunk:
+        raise ConfigError(f"task_chunk {task_chunk} does not divide {tasks} tasks; choose a divisor.")
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
-    chunks = tasks // chunk
 
     def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        chunk = task_chunk or _default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
+        if chunk == tasks:
+            return value_and_grad(key, params, state, batch)
+        chunks = tasks // chunk
+
         def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
             key, part = key_and_chunk
             (loss, aux), gradient = value_and_grad(key, params, state, part)
@@ -121,7 +125,18 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> Any:
         (loss, gradient), aux = lax.scan(add, zero, (jax.random.split(key, chunks), parts))
         return (loss, mean_over_tasks(aux)), gradient
 
-    return accumulated if chunks > 1 else value_and_grad
+    return accumulated
+
+
+_CHUNK_BYTES = 2**14
+
+
+def _default_chunk(task: Task, tasks: int) -> int:
+    """All tasks on an accelerator; on CPU as many as keep the cache warm, which for images is one."""
+    if jax.default_backend() != "cpu":
+        return tasks
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task))
+    return next(k for k in range(tasks, 0, -1) if tasks % k == 0 and (k == 1 or k * size <= _CHUNK_BYTES))
 
 
 def init(
@@ -292,7 +307,7 @@ def evaluate(
         state: the learner's state.
         source: where test tasks come from.
         episodes: number of tasks; 600 is the custom of the field.
-        task_chunk: how many tasks are adapted at a time. Default: 1 on CPU, 32 elsewhere.
+        task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
         metric: `(outputs, targets) -> scalar`, one value for each task.
 
     Returns:
@@ -318,7 +333,8 @@ def evaluate(
     if episodes < 2:
         raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
     _check(learner, params, state, source)
-    chunk = min(episodes, task_chunk or (1 if jax.default_backend() == "cpu" else 32))
+    task = jax.eval_shape(source.sample, key, source.data)
+    chunk = min(episodes, task_chunk or _default_chunk(task, 32))
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
     values = np.asarray(_evaluate(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64)

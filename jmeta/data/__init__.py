@@ -19,7 +19,8 @@ class Entry(NamedTuple):
     """A data set in the registry.
 
     Args:
-        load: `(split=, ways=, shots=, queries=) -> TaskSource`, split in train, validation, test.
+        load: `(split=, ways=, shots=, queries=) -> TaskSource`, split in train, validation, test; no `ways` where tasks
+            have no classes.
         summary: one line.
         paper: who and when.
         loss: of one task.
@@ -35,8 +36,14 @@ class Entry(NamedTuple):
     defaults: Mapping[str, Any] = {}
 
 
-def _sinusoid(*, split: str, ways: int, shots: int, queries: int) -> TaskSource:
+def _sinusoid(*, split: str, shots: int, queries: int) -> TaskSource:
     return sinusoid(shots=shots, queries=queries)
+
+
+def _omniglot_lake(*, split: str, ways: int, shots: int, queries: int) -> TaskSource:
+    # the protocol has no validation split, and its test characters must stay unseen
+    split = "train" if split == "validation" else split
+    return omniglot(split=split, ways=ways, shots=shots, queries=queries, protocol="lake")
 
 
 DATA: Mapping[str, Entry] = {
@@ -48,8 +55,8 @@ DATA: Mapping[str, Entry] = {
         omniglot, "handwritten characters, split of Vinyals et al., rotations are classes", "Lake et al. 2015"
     ),
     "omniglot-lake": Entry(
-        partial(omniglot, protocol="lake"),
-        "handwritten characters, background and evaluation alphabets",
+        _omniglot_lake,
+        "handwritten characters, background and evaluation alphabets; validates on training characters",
         "Lake et al. 2015",
     ),
     "omniglot-maml": Entry(

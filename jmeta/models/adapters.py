@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Key, PyTree
 
@@ -29,10 +30,7 @@ def linen(module: nn.Module) -> Model:
         >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
         (2, 5)
     """
-    takes_train = "train" in inspect.signature(type(module).__call__).parameters
-
-    def options(train: bool) -> dict[str, Any]:
-        return {"train": train} if takes_train else {}
+    options = _train_option(type(module).__call__)
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
         variables = module.init(key, inputs, **options(False))
@@ -41,13 +39,8 @@ def linen(module: nn.Module) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
     ) -> tuple[PyTree, State]:
-        outputs, state = module.apply(
-            {"params": params, **state},
-            inputs,
-            **options(train),
-            mutable=list(state),
-            rngs={"dropout": key},
-        )
+        variables = {"params": params, **state}
+        outputs, state = module.apply(variables, inputs, **options(train), mutable=list(state), rngs={"dropout": key})
         # Statistics seen at query time are data, not a path for second-order terms.
         return outputs, jax.lax.stop_gradient(dict(state))
 
@@ -59,43 +52,48 @@ def nnx(make: Callable[[Any], Any]) -> Model:
 
     Args:
         make: `(rngs) -> module`, so that every `init` draws new parameters. The module is put into `train()` mode on
-            the support and into `eval()` mode on the queries.
+            the support and into `eval()` mode on the queries; its random streams start anew from the key of each call.
 
     Returns:
-        The model. `params` holds the `nnx.Param` variables, `state` all the others; no gradient flows through it.
+        The model. `params` holds the `nnx.Param` variables, `state` all the others (batch statistics) but the random
+        streams; no gradient flows through the state.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
         >>> from flax import nnx
         >>> model = jmeta.nnx(lambda rngs: nnx.Linear(3, 5, rngs=rngs))
         >>> params, state = model.init(jax.random.key(0), jnp.ones((2, 3)))
+        >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
+        (2, 5)
     """
     from flax import nnx as flax_nnx
 
     def split(module: Any) -> Any:
-        return flax_nnx.split(module, flax_nnx.Param, ...)
+        graph, *parts = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
+        return graph, *map(flax_nnx.to_pure_dict, parts)
 
-    graph = split(flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0))))[0]
+    graph, _, random, _ = split(flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0))))
+
+    def streams(key: Key[Array, ""]) -> PyTree:
+        def start(i: int, leaf: Any) -> Array:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.split(jax.random.fold_in(key, i), leaf.shape)
+            return jnp.zeros(leaf.shape, leaf.dtype)  # how often a stream was drawn from
+
+        leaves, tree = jax.tree.flatten(random)
+        return jax.tree.unflatten(tree, map(start, range(len(leaves)), leaves))
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        _, params, state = split(make(flax_nnx.Rngs(key)))
-        return flax_nnx.to_pure_dict(params), flax_nnx.to_pure_dict(state)
+        _, params, _, state = split(make(flax_nnx.Rngs(key)))
+        return params, state
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
     ) -> tuple[PyTree, State]:
-        module = make_like(params, state)
+        module = flax_nnx.merge(graph, params, streams(key), state)
         (module.train if train else module.eval)()
         outputs = module(inputs)
-        _, _, new_state = split(module)
-        return outputs, jax.lax.stop_gradient(flax_nnx.to_pure_dict(new_state))
-
-    def make_like(params: Params, state: State) -> Any:
-        abstract = flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0)))
-        _, abstract_params, abstract_state = split(abstract)
-        flax_nnx.replace_by_pure_dict(abstract_params, params)
-        flax_nnx.replace_by_pure_dict(abstract_state, state)
-        return flax_nnx.merge(graph, abstract_params, abstract_state)
+        return outputs, jax.lax.stop_gradient(split(module)[-1])
 
     return Model(init, apply)
 
@@ -114,13 +112,15 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
         >>> import equinox as eqx, jax, jax.numpy as jnp, jmeta
         >>> model = jmeta.equinox(lambda key: eqx.nn.MLP(1, 1, 40, 2, key=key))
         >>> params, state = model.init(jax.random.key(0), jnp.ones((10, 1)))
+        >>> model.apply(jax.random.key(1), params, state, jnp.ones((10, 1)), train=True)[0].shape
+        (10, 1)
     """
     import equinox as eqx
 
+    _, static = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
+
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
         return eqx.filter(make(key), eqx.is_inexact_array), ()
-
-    _, static = eqx.partition(eqx.filter_eval_shape(make, jax.random.key(0)), _is_inexact_shape)
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
@@ -130,39 +130,41 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     return Model(init, apply)
 
 
-def _is_inexact_shape(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
-
-
-def haiku(transformed: Any) -> Model:
-    """A transformed Haiku function as a `Model`.
+def haiku(function: Callable[..., Any]) -> Model:
+    """A Haiku network as a `Model`.
 
     Args:
-        transformed: `hk.transform_with_state(f)`, where `f(inputs)` or `f(inputs, train)` builds the network; `train`
-            is true on the support.
+        function: what `hk.transform_with_state` takes: `function(inputs)` builds the network and gives its outputs. A
+            `train` argument is passed on if it has one: true on the support, false on the queries.
 
     Returns:
         The model; no gradient flows through the state.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp, jmeta
-        >>> model = jmeta.haiku(hk.transform_with_state(lambda x: hk.nets.MLP([40, 40, 1])(x)))
+        >>> model = jmeta.haiku(lambda inputs: hk.nets.MLP([40, 40, 1])(inputs))
         >>> params, state = model.init(jax.random.key(0), jnp.ones((10, 1)))
+        >>> model.apply(jax.random.key(1), params, state, jnp.ones((10, 1)), train=True)[0].shape
+        (10, 1)
     """
+    import haiku as hk
 
-    def call(function: Any, *args: Any, train: bool) -> Any:
-        try:
-            return function(*args, train)
-        except TypeError:
-            return function(*args)
+    transformed = hk.transform_with_state(function)
+    options = _train_option(function)
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        return call(transformed.init, key, inputs, train=False)
+        return transformed.init(key, inputs, **options(True))  # Haiku's batch norm makes its state in training only
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
     ) -> tuple[PyTree, State]:
-        outputs, state = call(transformed.apply, params, state, key, inputs, train=train)
+        outputs, state = transformed.apply(params, state, key, inputs, **options(train))
         return outputs, jax.lax.stop_gradient(state)
 
     return Model(init, apply)
+
+
+def _train_option(function: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
+    """`train` as keyword arguments of a function, none if it has no such parameter."""
+    takes_train = "train" in inspect.signature(function).parameters
+    return lambda train: {"train": train} if takes_train else {}

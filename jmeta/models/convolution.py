@@ -192,7 +192,8 @@ def _bilinear(
     operand alone is folded into it, a batch of both is folded into the pairs.
     """
     primitive = Primitive(name)
-    primitive.def_abstract_eval(lambda a, b, *, window: jax.core.ShapedArray(shape(a, b, window), a.dtype))
+    # `update` keeps what else belongs to the type, such as the axes of a `shard_map` over which it varies.
+    primitive.def_abstract_eval(lambda a, b, *, window: a.update(shape=shape(a, b, window), weak_type=False))
     primitive.def_impl(jax.jit(lambda a, b, *, window: primitive.bind(a, b, window=window), static_argnames="window"))
     mlir.register_lowering(primitive, mlir.lower_fun(matmul, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(loop, multiple_results=False), platform="cpu")
@@ -277,7 +278,7 @@ def conv_general_dilated(
         `[n, *out, features]`.
 
     Raises:
-        ValueError: another layout.
+        ValueError: another layout, or a kernel larger than the padded input.
 
     Example:
         >>> import jax.numpy as jnp
@@ -300,12 +301,20 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(inputs, spread, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
     window = Window(tuple(inputs), tuple(kernel), strides, pads, dilation, precision)
+    if 0 in window.outputs:
+        raise ValueError(f"the kernel {list(kernel)} does not fit into the padded input; inputs are {list(inputs)}.")
     # Groups are independent pairs of an input and a kernel, as tasks are.
     groups = feature_group_count
-    x = jnp.moveaxis(lhs.reshape(*lhs.shape[:-1], groups, -1), -2, 0)
-    w = jnp.moveaxis(rhs.reshape(*rhs.shape[:-1], groups, -1), -2, 0)
-    y = jnp.moveaxis(conv_p.bind(x, w, window=window), 0, -2)
-    return y.reshape(*y.shape[:-2], -1)
+    x, w = (jnp.moveaxis(a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups), -2, 0) for a in (lhs, rhs))
+    y = jnp.moveaxis(conv_p.bind(*_varying_together(x, w), window=window), 0, -2)
+    return y.reshape(*y.shape[:-2], rhs.shape[-1])
+
+
+def _varying_together(x: Array, w: Array) -> tuple[Array, ...]:
+    """Marks both as varying over the same axes of a `shard_map`, which sums the gradient of what did not vary."""
+    axes = [jax.typeof(a).manual_axis_type.varying for a in (x, w)]
+    missing = [tuple((axes[0] | axes[1]) - own) for own in axes]
+    return tuple(lax.pcast(a, m, to="varying") if m else a for a, m in zip((x, w), missing, strict=True))
 
 
 @no_type_check  # nn.Conv's own annotations are not runtime checkable

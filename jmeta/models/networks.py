@@ -1,12 +1,13 @@
 """The two networks of the few-shot literature, and their batch norm."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from jmeta.errors import ConfigError, ModelError
 from jmeta.models.convolution import Conv
 
 BatchNormPolicy = Literal["transductive", "per_task"]
@@ -17,7 +18,7 @@ class MLP(nn.Module):
     """A multi-layer perceptron with ReLU; 40-40 is the network of the sinusoid experiments.
 
     Args:
-        outputs: width of the last layer, called `head`.
+        outputs: width of the last layer, called `head`; None leaves it away and gives the embedding.
         hidden: widths of the hidden layers.
 
     Example:
@@ -28,7 +29,7 @@ class MLP(nn.Module):
     Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.1.
     """
 
-    outputs: int
+    outputs: int | None
     hidden: tuple[int, ...] = (40, 40)
 
     @nn.compact
@@ -36,7 +37,7 @@ class MLP(nn.Module):
         x = inputs.reshape(inputs.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.outputs, name="head")(x)
+        return x if self.outputs is None else nn.Dense(self.outputs, name="head")(x)
 
 
 class BatchNorm(nn.Module):
@@ -100,6 +101,10 @@ class Conv4(nn.Module):
         batch_norm: `"transductive"` or `"per_task"`, see `BatchNorm`.
         scale: whether batch norm learns a scale γ.
 
+    Raises:
+        ConfigError: an unknown `pooling` or `batch_norm`.
+        ModelError: an image vanishes under four max-poolings.
+
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
         >>> images = jnp.ones((2, 28, 28, 1))
@@ -115,10 +120,17 @@ class Conv4(nn.Module):
     batch_norm: BatchNormPolicy = "transductive"
     scale: bool = False
 
+    def __post_init__(self) -> None:
+        _check_choice("pooling", self.pooling, Pooling)
+        _check_choice("batch_norm", self.batch_norm, BatchNormPolicy)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "n height width channels"], train: bool = True
     ) -> Float[Array, "n outputs"]:
+        if self.pooling == "max" and min(images.shape[1:3]) < 16:
+            raise ModelError(f"images of {images.shape[1:3]} vanish under four 2x2 max-poolings; give 16x16 or larger.")
         x = images
         for _ in range(4):
             x = Conv(self.features, (3, 3), strides=2 if self.pooling == "stride" else 1, use_bias=False)(x)
@@ -126,6 +138,11 @@ class Conv4(nn.Module):
             x = nn.relu(max_pool(x) if self.pooling == "max" else x)
         x = x.mean(axis=(1, 2)) if self.pooling == "stride" else x.reshape(x.shape[0], -1)
         return x if self.outputs is None else nn.Dense(self.outputs, name="head")(x)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, get_args(choices)))}.")
 
 
 def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:

@@ -1,0 +1,160 @@
+import dataclasses
+import inspect
+
+import jax
+import pytest
+
+import jmeta
+from jmeta import experiment
+from jmeta.data import DATA
+from jmeta.data import Entry as DataEntry
+from jmeta.learners import LEARNERS
+from jmeta.models import MODELS
+from jmeta.registry import lookup
+
+
+def test_the_demo_is_maml_on_glyphs():
+    config = experiment.resolve()
+    assert (config.learner, config.data, config.model, config.ways, config.shots, config.queries, config.seed) == (
+        *("maml", "glyphs", "conv4"),
+        *(5, 1, 15, 0),
+    )
+
+
+def test_given_settings_win_over_data_over_learner_over_library():
+    assert experiment.resolve("prototypical").model == "conv4-max"
+    assert experiment.resolve("maml").inner_rate == 0.4
+    assert experiment.resolve("maml", "sinusoid").inner_rate == 0.01
+    assert experiment.resolve("maml", "sinusoid", inner_rate=0.02).inner_rate == 0.02
+
+
+def test_training_episodes_follow_those_of_the_report():
+    config = experiment.resolve("maml", ways=3, queries=2, inner_steps=4)
+    assert (config.train_ways, config.train_queries, config.test_inner_steps) == (3, 2, 4)
+    assert experiment.resolve("prototypical", ways=3).train_ways == 20
+
+
+def test_what_has_no_meaning_is_none():
+    assert experiment.resolve("prototypical").inner_rate is None
+    assert experiment.resolve("maml").distance is None
+    config = experiment.resolve("maml", "sinusoid")
+    assert (config.ways, config.train_ways, config.batch_norm) == (None, None, None)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize("data", DATA)
+def test_a_resolved_config_resolves_to_itself(learner, data):
+    config = experiment.resolve(learner, data, seed=3)
+    assert experiment.resolve(**dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"learner": "mamml"}, "there is no learner 'mamml'; did you mean 'maml'"),
+        ({"data": "glyph"}, "there is no data set 'glyph'; did you mean 'glyphs'"),
+        ({"model": "conv5"}, "there is no model 'conv5'; did you mean 'conv4'"),
+        ({"batch_norm": "per_tsk"}, "there is no batch-norm policy 'per_tsk'; did you mean 'per_task'"),
+        ({"distance": "cosin"}, "there is no distance 'cosin'; did you mean 'cosine'"),
+        ({"learner": "prototypical", "inner_rate": 0.1}, "--inner-rate has no meaning for prototypical"),
+        ({"learner": "prototypical", "test_inner_steps": 1}, "--test-inner-steps has no meaning"),
+        ({"distance": "cosine"}, "--distance has no meaning for maml"),
+        ({"model": "mlp", "batch_norm": "per_task"}, "--batch-norm has no meaning for maml with mlp"),
+        ({"data": "sinusoid", "ways": 3}, "--ways has no meaning .* on sinusoid"),
+        ({"ways": 3, "train_ways": 5}, "--train-ways must equal --ways"),
+        *(
+            ({name: value}, f"--{name.replace('_', '-')} is {value}; give a positive number")
+            for name, value in [
+                *(("steps", 0), ("tasks", 0), ("inner_rate", -1.0), ("inner_rate", float("nan")), ("shots", 0)),
+                *(("outer_rate", 0.0), ("inner_steps", 0), ("test_inner_steps", -1), ("queries", 0), ("ways", -1)),
+            ]
+        ),
+        ({"seed": -1}, "--seed is -1; give a number from 0"),
+        ({"seed": 2**32}, "--seed is 4294967296"),
+    ],
+)
+def test_bad_settings(flags, sentence):
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        experiment.resolve(**flags)
+
+
+@pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_combination_begins_or_says_why_not(learner, data, model):
+    def begin():
+        ways = {} if data == "sinusoid" else {"ways": 3}
+        config = experiment.resolve(learner, data, model=model, **ways)
+        source = experiment.make_source(config, "test")
+        made = experiment.make_learner(config, source)
+        return jax.eval_shape(lambda: experiment.begin(config, made, source))
+
+    if data == "sinusoid" and "loss" not in inspect.signature(LEARNERS[learner].make).parameters:
+        with pytest.raises(jmeta.ConfigError, match="classifies, but sinusoid is regression; use maml or"):
+            begin()
+    elif data == "sinusoid" and model != "mlp":
+        with pytest.raises(jmeta.ModelError, match=f"{model} cannot take the inputs of sinusoid"):
+            begin()
+    else:
+        assert begin().step.shape == ()
+
+
+def test_sources_have_the_ways_and_queries_of_their_split():
+    config = experiment.resolve("prototypical", ways=3, queries=2)
+    train, test = (experiment.make_source(config, split).protocol for split in ("train", "test"))
+    assert (train["ways"], train["queries"], test["ways"], test["queries"]) == (20, 5, 3, 2)
+    assert experiment.make_source(config, "test", shots=4).protocol["shots"] == 4
+
+
+def test_other_ways_than_trained_for():
+    assert experiment.make_source(experiment.resolve("prototypical"), "test", ways=7).protocol["ways"] == 7
+    with pytest.raises(jmeta.ConfigError, match="one output for each of its 5 ways, so it cannot take 7"):
+        experiment.make_source(experiment.resolve("maml"), "test", ways=7)
+    with pytest.raises(jmeta.ConfigError, match="--ways has no meaning for sinusoid"):
+        experiment.make_source(experiment.resolve("maml", "sinusoid"), "test", ways=7)
+
+
+def test_inner_steps_of_a_learner_without():
+    config = experiment.resolve("prototypical")
+    with pytest.raises(jmeta.ConfigError, match="--inner-steps has no meaning for prototypical"):
+        experiment.make_learner(config, experiment.make_source(config, "test"), inner_steps=1)
+
+
+def test_lake_validates_on_training_characters(monkeypatch):
+    asked = {}
+
+    def omniglot(**options):
+        asked.update(options)
+        return jmeta.sinusoid()
+
+    monkeypatch.setattr("jmeta.data.omniglot", omniglot)
+    for split, expected in (("train", "train"), ("validation", "train"), ("test", "test")):
+        experiment.make_source(experiment.resolve("maml", "omniglot-lake"), split)
+        assert (asked["split"], asked["protocol"]) == (expected, "lake")
+    assert "validates on training characters" in DATA["omniglot-lake"].summary
+
+
+def test_the_outer_rate_falls_to_zero():
+    config = experiment.resolve("maml", steps=10, outer_rate=0.5)
+    optimizer = experiment.make_optimizer(config)
+    state = optimizer.init(0.0)
+    count = jax.tree.map(lambda x: x + 10 if x.dtype == "int32" else x, state)
+    with jax.numpy_dtype_promotion("standard"):
+        first, _ = optimizer.update(1.0, state)
+        last, _ = optimizer.update(1.0, count)
+    assert float(first) == pytest.approx(-0.5, rel=1e-4)
+    assert float(last) == 0.0
+
+
+def test_lookup():
+    assert lookup({"a": 1}, "a", "thing") == 1
+    with pytest.raises(jmeta.UnknownNameError) as raised:
+        lookup({"cat": 1, "dog": 2}, "dig", "animal")
+    assert str(raised.value) == "there is no animal 'dig'; did you mean 'dog'? There are cat, dog."
+
+
+def test_entries_have_a_line_and_a_paper():
+    for registry in (LEARNERS, DATA, MODELS):
+        for entry in registry.values():
+            assert entry.summary and entry.paper and "\n" not in entry.summary
+    assert all(isinstance(entry, DataEntry) for entry in DATA.values())
