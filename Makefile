@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/jmeta train --out runs/demo --resume
 
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

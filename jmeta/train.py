@@ -164,7 +164,7 @@ def init(
         0
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
-    params, state = learner.init(init_key, source.sample(sample_key, source.data))
+    params, state = jax.jit(learner.init)(init_key, source.sample(sample_key, source.data))
     _check(learner, params, state, source)
     return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 

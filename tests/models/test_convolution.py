@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import jmeta
 from jmeta.models import convolution
@@ -152,7 +152,7 @@ def test_the_second_derivative_lowers_without_grouped_convolution(platform):
 
 
 def test_gradients_inside_shard_map_are_summed_as_those_of_lax():
-    mesh = AbstractMesh((2,), ("t",))
+    mesh = AbstractMesh((2,), ("t",), axis_types=(AxisType.Auto,))
 
     def sums(conv):
         gradient = jax.grad(lambda w, x: conv(x, w).sum())
