@@ -350,10 +350,9 @@ def test_a_loss_that_becomes_non_finite(capsys, place):
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 1
     result = json.loads(prints(capsys, "evaluate", "run", "--json", "--episodes", "2"))
     assert result["mean_squared_error"] is None or result["mean_squared_error"] > 1e6
-    before = files(place / "run" / "checkpoint" / "1").keys()
     with pytest.raises(SystemExit):
         cli.main(["train", "--out", "run", "--resume"])
-    assert len(files(place / "run" / "checkpoint" / "1")) == len(before)
+    assert checkpoint.latest_step(place / "run" / "checkpoint") == 1
 
 
 # evaluate
