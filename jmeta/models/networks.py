@@ -46,7 +46,8 @@ class BatchNorm(nn.Module):
     ŷ = (x − μ) / √(σ² + ε) + β, with μ and σ² over all axes but the last.
 
     * `"transductive"`: μ, σ² of the batch at hand at all times, so that queries see each other (the original MAML).
-    * `"per_task"`: μ, σ² of the support for the support and for the queries; nothing is carried from task to task.
+    * `"per_task"`: μ, σ² of the support for the support and for the queries; nothing is carried from task to task. For
+      the queries they are those of the last pass over the support, and count as constants in the meta-gradient.
 
     Args:
         policy: see above.
