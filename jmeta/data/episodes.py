@@ -87,7 +87,7 @@ def from_arrays(
         raise DataError(f"there are {len(family)} families but {len(classes)} classes; give one family for each class.")
     kinds, sizes = np.unique(family, return_counts=True)
     if not (sizes >= ways).any():
-        raise DataError(f"no family has {ways} classes (the largest has {sizes.max()}); ask for fewer ways.")
+        raise DataError(f"no family has {ways} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
     data = EpisodeData(
         inputs=jnp.asarray(_stored(inputs[np.argsort(labels, kind="stable")])),
         first=jnp.asarray(first, jnp.int32),
@@ -95,7 +95,7 @@ def from_arrays(
         family=jnp.asarray(family, jnp.int32),
         families=jnp.asarray(kinds[sizes >= ways], jnp.int32),
     )
-    most = int(count.max())
+    most = int(np.max(count))
 
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         class_key, row_key, transform_key = jax.random.split(key, 3)
@@ -156,7 +156,7 @@ def _check_counts(
     if len(classes) < ways:
         raise DataError(f"{ways} ways need {ways} classes, but there are {len(classes)}; ask for fewer ways.")
     if count.min() < shots + queries:
-        worst = int(count.argmin())
+        worst = int(np.argmin(count))
         name = f"{names[worst]!r}" if names else str(classes[worst])
         raise DataError(
             f"class {name} has {count[worst]} examples, but {shots} shots + {queries} queries need {shots + queries}; "
