@@ -1,6 +1,6 @@
 """jmeta: functional meta-learning on JAX."""
 
-from jmeta.adjoint import exact, first_order
+from jmeta.adjoint import exact, first_order, mixed_mode, truncated
 from jmeta.checkpoint import restore, save
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic
 from jmeta.data.episodes import from_arrays

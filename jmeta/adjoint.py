@@ -1,17 +1,25 @@
 """How to differentiate through the inner loop: an argument of a learner, separate from what it minimises."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
+from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, Solve, descend
 from jmeta.tree import combine, partition
 
 
-def exact() -> Adjoint:
+def exact(*, checkpoint: bool = False) -> Adjoint:
     """Differentiates through every inner step: dφ_K/dθ = Πₖ (I − α ∇²L(φₖ)).
+
+    Args:
+        checkpoint: whether to keep only φₖ of each inner step and compute the rest of it again on the way back:
+            memory that hardly grows with the steps, for one more forward and backward pass of each.
 
     Returns:
         An adjoint whose meta-gradient is exact to second order.
@@ -22,7 +30,7 @@ def exact() -> Adjoint:
 
     Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 2.2, equation 1.
     """
-    return lambda problem: _unrolled(problem, lambda gradient: gradient)
+    return partial(_unrolled, checkpoint=checkpoint)
 
 
 def first_order() -> Adjoint:
@@ -37,27 +45,126 @@ def first_order() -> Adjoint:
 
     Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.2 ("first order approx.").
     """
-    return lambda problem: _unrolled(problem, jax.lax.stop_gradient)
+    return truncated(last=0)
 
 
-def _unrolled(problem: InnerProblem, through: Callable[[PyTree], PyTree]) -> Solve:
+def truncated(last: int) -> Adjoint:
+    """Differentiates through the last inner steps, and treats the gradients of those before as constants.
+
+    dφ_K/dθ = Πₖ (I − α ∇²L(φₖ)) over k = K − last, ..., K − 1: `first_order()` at 0, `exact()` at K.
+
+    Args:
+        last: how many inner steps to differentiate through; more than there are means all.
+
+    Returns:
+        An adjoint whose memory does not grow with the steps before the last ones.
+
+    Raises:
+        ConfigError: a negative `last`.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5)), inner_steps=5, adjoint=jmeta.truncated(last=2))
+
+    Reference: Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization", section 2.2.
+
+    Differences from the paper: it differentiates in hyper-parameters, of which every step has a term; here θ is the
+    start of the loop, so the steps before count as the identity and not as 0.
+    """
+    if last < 0:
+        raise ConfigError(f"last is {last}; give 0 or more inner steps.")
+    return partial(_unrolled, last=last)
+
+
+def mixed_mode() -> Adjoint:
+    """Differentiates exactly, with the Hessian products of the inner loss computed forward over reverse.
+
+    On the way back v ← v − α ∇²L(φₖ) v needs one product a step, d/dε ∇L(φₖ + ε v): a forward derivative of a gradient,
+    which keeps no more than φₖ, where reverse over reverse keeps the whole inner backward pass.
+
+    Returns:
+        An adjoint whose meta-gradient is that of `exact()` to rounding, in less memory. State (batch statistics) and
+        the inner losses in `info` count as constants.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5)), inner_steps=5, adjoint=jmeta.mixed_mode())
+
+    Reference: Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation" (MixFlow-MG),
+    https://arxiv.org/abs/2505.00793, section 3.
+    """
+    return partial(_unrolled, value_and_grad=_mixed_value_and_grad)
+
+
+Loss = Callable[[PyTree, PyTree], tuple[Array, State]]
+
+
+def _value_and_grad(loss: Loss, φ: PyTree, context: PyTree) -> tuple[tuple[Array, State], PyTree]:
+    return jax.value_and_grad(loss, has_aux=True)(φ, context)
+
+
+def _mixed_value_and_grad(loss: Loss, φ: PyTree, context: PyTree) -> tuple[tuple[Array, State], PyTree]:
+    """`_value_and_grad` with its own transpose: the Hessian product as a forward derivative of the gradient."""
+    smooth, rest = _split_inexact(context)
+
+    @jax.custom_vjp
+    def value_and_grad(φ: PyTree, smooth: PyTree, rest: PyTree) -> tuple[tuple[Array, State], PyTree]:
+        return _value_and_grad(loss, φ, combine(smooth, rest))
+
+    def forward(φ: PyTree, smooth: PyTree, rest: PyTree) -> Any:
+        return value_and_grad(φ, smooth, rest), (φ, smooth, rest)
+
+    def backward(kept: Any, cotangents: Any) -> Any:
+        φ, smooth, rest = kept
+        _, v = cotangents
+
+        def gradients(φ: PyTree) -> PyTree:
+            return jax.grad(lambda φ, smooth: loss(φ, combine(smooth, rest))[0], argnums=(0, 1))(φ, smooth)
+
+        return *jax.jvp(gradients, (φ,), (v,))[1], None
+
+    value_and_grad.defvjp(forward, backward)
+    return value_and_grad(φ, smooth, rest)
+
+
+def _split_inexact(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """The leaves that a derivative can be taken in, and the others (keys, integers)."""
+
+    def is_inexact(x: Any) -> bool:
+        return jnp.issubdtype(x.dtype, jnp.inexact)
+
+    smooth = jax.tree.map(lambda x: x if is_inexact(x) else None, tree)
+    return smooth, jax.tree.map(lambda x: None if is_inexact(x) else x, tree)
+
+
+def _unrolled(
+    problem: InnerProblem,
+    *,
+    last: int | None = None,
+    checkpoint: bool = False,
+    value_and_grad: Callable[..., Any] = _value_and_grad,
+) -> Solve:
     def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         φ, fixed = partition(problem.adaptable, params)
 
-        def step(
-            carry: tuple[PyTree, PyTree, State], key: Key[Array, ""]
-        ) -> tuple[tuple[PyTree, PyTree, State], Array]:
-            φ, optimiser_state, state = carry
-
-            def loss(φ: PyTree) -> tuple[Array, State]:
+        def steps(carry: Any, keys: Key[Array, " steps"], through: Callable[[PyTree], PyTree]) -> Any:
+            def loss(φ: PyTree, context: Any) -> tuple[Array, State]:
+                key, fixed, state, support = context
                 return problem.loss(key, combine(φ, fixed), state, support)
 
-            (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(φ)
-            φ, optimiser_state = descend(problem.optimiser, through(gradient), optimiser_state, φ)
-            return (φ, optimiser_state, state), value
+            def step(carry: Any, key: Key[Array, ""]) -> Any:
+                φ, optimiser_state, state = carry
+                (value, state), gradient = value_and_grad(loss, φ, (key, fixed, state, support))
+                φ, optimiser_state = descend(problem.optimiser, through(gradient), optimiser_state, φ)
+                return (φ, optimiser_state, state), value
 
+            return jax.lax.scan(jax.checkpoint(step) if checkpoint else step, carry, keys)
+
+        keys = jax.random.split(key, problem.num_steps)
+        first = 0 if last is None else max(0, problem.num_steps - last)
         carry = (φ, problem.optimiser.init(φ), state)
-        (φ, _, state), losses = jax.lax.scan(step, carry, jax.random.split(key, problem.num_steps))
-        return Adapted(combine(φ, fixed), state, {"inner_loss": losses})
+        carry, early = steps(carry, keys[:first], jax.lax.stop_gradient)
+        (φ, _, state), late = steps(carry, keys[first:], lambda gradient: gradient)
+        return Adapted(combine(φ, fixed), state, {"inner_loss": jnp.concatenate([early, late])})
 
     return solve

@@ -165,6 +165,70 @@ def test_no_gradient_flows_through_the_statistics_of_the_support(float64):
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(total)(params)))
 
 
+@pytest.mark.parametrize("last", [0, 1, 3, 9])
+def test_truncated_is_the_product_over_the_last_steps(float64, last):
+    keys = jax.random.split(jax.random.key(last), 3)
+    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    g = query.H @ (adapted_by_hand(θ, support, 4) - query.c)
+    factor = np.linalg.matrix_power(np.eye(4) - α * np.asarray(support.H), min(last, 4))
+    np.testing.assert_allclose(meta_gradient(jmeta.truncated(last), θ, support, query, 4), factor.T @ g, rtol=1e-12)
+
+
+def test_truncated_refuses_a_negative_number_of_steps():
+    with pytest.raises(jmeta.ConfigError, match="last is -1"):
+        jmeta.truncated(last=-1)
+
+
+EXACT = {"checkpoint": jmeta.exact(checkpoint=True), "mixed": jmeta.mixed_mode(), "all": jmeta.truncated(last=3)}
+
+
+@pytest.mark.parametrize("adjoint", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("optimiser", [optax.sgd(α), optax.adam(α)], ids=["sgd", "adam"])
+def test_every_exact_adjoint_gives_the_same_meta_gradient(float64, adjoint, optimiser):
+    keys = jax.random.split(jax.random.key(0), 3)
+    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    gradients = [meta_gradient(a, θ, support, query, 3, optimiser) for a in (jmeta.exact(), adjoint)]
+    np.testing.assert_allclose(*gradients, rtol=1e-10)
+
+
+@pytest.mark.parametrize("adjoint", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("adaptable", [lambda path: True, lambda path: "head" in path], ids=["maml", "anil"])
+def test_every_exact_adjoint_agrees_on_a_conv_net_and_a_batch_of_tasks(float64, adjoint, adaptable):
+    tasks = jax.tree.map(lambda *x: jnp.stack(x), *[images_task(jax.random.key(i)) for i in range(2)])
+    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2))
+    params = in_float64(model.init(jax.random.key(1), jnp.zeros((2, 8, 8, 1)).astype(jnp.float32))[0])
+
+    def gradient(adjoint):
+        learner = jmeta.maml(model, inner_steps=3, adjoint=adjoint, adaptable=adaptable)
+        return jax.jit(jax.grad(lambda p: learner.objective(jax.random.key(2), p, {}, tasks)[0]))(params)
+
+    for a, b in zip(*(jax.tree.leaves(gradient(a)) for a in (jmeta.exact(), adjoint)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def temporary_bytes(adjoint, steps):
+    learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=2, features=8)), inner_steps=steps, adjoint=adjoint)
+    task = images_task(jax.random.key(0), queries=8, size=16)
+    task = task._replace(support=task.query)
+    params, state = learner.init(jax.random.key(1), task)
+
+    def objective(params, task):
+        return learner.objective(jax.random.key(2), params, state, jax.tree.map(lambda x: x[None], task))[0]
+
+    return jax.jit(jax.grad(objective)).lower(params, task).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_by_little_more_than_phi_with_each_step():
+    φ = 4 * (9 * 8 + 3 * 9 * 8 * 8 + 4 * 8 + 8 * 2 + 2)  # bytes
+
+    def growth(adjoint):
+        return (temporary_bytes(adjoint, 50) - temporary_bytes(adjoint, 5)) / 45
+
+    assert growth(jmeta.exact(checkpoint=True)) < 1.5 * φ
+    assert growth(jmeta.mixed_mode()) < 1.5 * φ
+    assert growth(jmeta.exact()) > 10 * φ
+
+
 class Tanh:
     """MAML on a tanh network of two layers with squared error, in NumPy: gradient and Hessian product by hand."""
 
