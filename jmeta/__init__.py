@@ -25,5 +25,5 @@ from jmeta.learners.prototypical import prototypical
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.models.adapters import equinox, haiku, linen, nnx
 from jmeta.models.convolution import Conv
-from jmeta.models.networks import MLP, Conv4
+from jmeta.models.networks import MLP, BatchNorm, Conv4
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from jmeta.errors import ModelError
+
 Params: TypeAlias = PyTree
 State: TypeAlias = PyTree
 Info = Mapping[str, Array]
@@ -161,6 +163,12 @@ def episodic(
         return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
     return MetaLearner(init, adapt, predict, objective)
+
+
+def check_model(model: Any) -> None:
+    """Raises `ModelError` unless it is a `Model`; a Flax module has functions of the same names and other contracts."""
+    if not isinstance(model, Model):
+        raise ModelError(f"the model is a {type(model).__name__}; wrap it: jmeta.linen(module) makes a Model of it.")
 
 
 def mean_over_tasks(tree: PyTree) -> PyTree:

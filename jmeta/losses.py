@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jmeta.errors import ModelError
 
 
-def softmax_cross_entropy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
+def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
     """The mean over the examples of −Σₖ targetsₖ log softmax(outputs)ₖ.
 
     Args:
@@ -15,7 +15,7 @@ def softmax_cross_entropy(outputs: Float[Array, "n ..."], targets: Float[Array, 
         targets: `[n, ways]` one-hot.
 
     Returns:
-        The mean loss; papers whose code sums over the support use an inner rate α smaller by `n`.
+        The mean loss; code that sums over the `n` examples needs an inner rate α smaller by a factor of `n`.
 
     Raises:
         ModelError: the outputs do not have the shape of the targets.
@@ -29,7 +29,7 @@ def softmax_cross_entropy(outputs: Float[Array, "n ..."], targets: Float[Array, 
     return optax.losses.softmax_cross_entropy(outputs, targets).mean()
 
 
-def mean_squared_error(outputs: Float[Array, "n ..."], targets: Float[Array, "n outputs"]) -> Float[Array, ""]:
+def mean_squared_error(outputs: Float[Array, "..."], targets: Float[Array, "n outputs"]) -> Float[Array, ""]:
     """The mean over examples and outputs of (outputs − targets)².
 
     Args:
@@ -51,7 +51,7 @@ def mean_squared_error(outputs: Float[Array, "n ..."], targets: Float[Array, "n 
     return jnp.square(outputs - targets).mean()
 
 
-def accuracy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
+def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
     """The share of examples whose largest output is the target class.
 
     Args:
@@ -59,7 +59,7 @@ def accuracy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) ->
         targets: `[n, ways]` one-hot.
 
     Returns:
-        A share in `[0, 1]`.
+        A share in `[0, 1]`; NaN where an output is not finite.
 
     Raises:
         ModelError: the outputs do not have the shape of the targets.
@@ -70,10 +70,16 @@ def accuracy(outputs: Float[Array, "n ..."], targets: Float[Array, "n ways"]) ->
         1.0
     """
     _check_shape(outputs, targets)
-    return (outputs.argmax(axis=-1) == targets.argmax(axis=-1)).mean(dtype=outputs.dtype)
+    share = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)).mean(dtype=outputs.dtype)
+    return jnp.where(jnp.isfinite(outputs).all(), share, jnp.nan)  # the largest of NaN would be class 0
 
 
 def _check_shape(outputs: Array, targets: Array) -> None:
+    if outputs.ndim != targets.ndim:
+        raise ModelError(
+            f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; give "
+            "one row of outputs for each input, and images a channel axis (images[..., None])."
+        )
     if outputs.shape != targets.shape:
         raise ModelError(
             f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; "

@@ -96,14 +96,14 @@ def make_step(
         norm = optax.tree.norm(gradient)
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
-        return kept, {"loss": loss, "gradient_norm": norm, **info}
+        return kept, {**info, "loss": loss, "gradient_norm": norm}
 
     return step
 
 
 def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> Any:
     """The value and gradient of the mean over chunks of tasks, accumulated in a scan."""
-    if task_chunk is not None and tasks % task_chunk:
+    if task_chunk is not None and (task_chunk < 1 or tasks % task_chunk):
         raise ConfigError(f"task_chunk {task_chunk} does not divide {tasks} tasks; choose a divisor.")
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
 
@@ -207,7 +207,7 @@ def fit(
         key: the same key gives the same result; without effect where `train_state` is given.
         learner: the meta-learner.
         source: where training tasks come from.
-        optimizer: outer optimiser.
+        optimizer: outer optimiser; default `optax.adam(1e-3)`.
         steps: number of meta-steps in all, counted from the first of the run, also when it goes on.
         tasks: tasks a step.
         task_chunk: how many tasks are adapted at a time, see `make_step`.
@@ -219,7 +219,7 @@ def fit(
         The trained parameters and the history.
 
     Raises:
-        ModelError: the model does not fit the tasks; before anything compiles.
+        ModelError: the model does not fit the tasks; before the meta-step compiles.
         NonFiniteError: loss or gradient became non-finite; it carries the last finite `train_state`.
 
     Example:
@@ -252,10 +252,8 @@ def fit(
                 done,
                 train_state,
             )
-        metrics = {
-            "step": done,
-            **{name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()},
-        }
+        means = {name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
+        metrics = {"step": done} | means | {"step": done}
         history.append(metrics)
         if callback is not None and callback(train_state, metrics):
             break
@@ -308,11 +306,11 @@ def evaluate(
         source: where test tasks come from.
         episodes: number of tasks; 600 is the custom of the field.
         task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
-        metric: `(outputs, targets) -> scalar`, one value for each task.
+        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
-        "episodes", "transductive": whether one query's answer depends on the other queries (measured, not declared),
+        "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
         and the protocol of the source ("ways", "shots", "queries")}`.
 
     Raises:
@@ -384,7 +382,7 @@ def _transductive(
     adapted = learner.adapt(key, params, state, task.support)
     mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), task.query.inputs, other.query.inputs)
     before, after = (learner.predict(key, adapted, inputs) for inputs in (task.query.inputs, mixed))
-    same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6), before, after)
+    same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6, equal_nan=True), before, after)
     return ~jnp.stack(jax.tree.leaves(same)).all()
 
 

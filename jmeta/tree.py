@@ -39,7 +39,9 @@ def partition(select: Callable[[str], bool], tree: PyTree) -> tuple[PyTree, PyTr
     """
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
     if paths and not any(map(select, paths)):
-        raise ConfigError(f"no leaf of the parameters is adaptable; choose among {', '.join(paths)}.")
+        raise ConfigError(
+            f"no leaf of the parameters is adaptable; let `adaptable` (ANIL's `head`) choose among {', '.join(paths)}."
+        )
     selected = jax.tree.map_with_path(lambda path, leaf: leaf if select(path_name(path)) else None, tree)
     rest = jax.tree.map_with_path(lambda path, leaf: None if select(path_name(path)) else leaf, tree)
     return selected, rest

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jmeta
+from jmeta.core import check_model
 from jmeta.registry import lookup
 from jmeta.tree import combine, partition
 
@@ -109,3 +110,29 @@ def test_importing_jmeta_loads_no_data_library():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "set()"
     )
+
+
+def test_accuracy_of_answers_that_are_not_finite_is_not_a_number():
+    assert np.isnan(jmeta.accuracy(jnp.full((2, 2), jnp.nan), jnp.eye(2)))
+
+
+def test_images_without_a_channel_axis_are_told():
+    with pytest.raises(jmeta.ModelError, match="a channel axis"):
+        jmeta.softmax_cross_entropy(jnp.zeros(5), jnp.eye(5))
+
+
+def test_a_module_that_is_not_wrapped_is_told():
+    with pytest.raises(jmeta.ModelError, match=r"the model is a MLP; wrap it: jmeta\.linen"):
+        check_model(jmeta.MLP(outputs=3))  # learners call it; here the checked shapes would speak first
+
+
+def test_the_head_of_anil_is_a_part_of_a_path():
+    model = jmeta.linen(jmeta.MLP(outputs=3))
+    task = jmeta.Task(*[jmeta.Examples(jnp.ones((3, 4)), jnp.eye(3))] * 2)
+    for head, leaves in (("Dense_1", 2), ("head/kernel", 1)):
+        learner = jmeta.anil(model, head=head)
+        params, state = learner.init(jax.random.key(0), task)
+        φ = learner.adapt(jax.random.key(0), params, state, task.support).params
+        assert sum(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, φ)), strict=True)) <= leaves
+    with pytest.raises(jmeta.ConfigError, match="ANIL's `head`"):
+        jmeta.anil(model, head="last").adapt(jax.random.key(0), params, state, task.support)

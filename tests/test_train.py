@@ -77,6 +77,21 @@ def test_a_chunk_that_does_not_divide_the_tasks_is_refused():
         jmeta.make_step(LEARNER, optax.sgd(0.1), SOURCE, tasks=6, task_chunk=4)
 
 
+def test_a_chunk_of_no_tasks_is_refused():
+    with pytest.raises(jmeta.ConfigError, match="task_chunk 0 does not divide"):
+        jmeta.make_step(LEARNER, optax.sgd(0.1), SOURCE, tasks=6, task_chunk=0)
+
+
+def test_info_does_not_hide_the_loss_nor_the_step():
+    def objective(key, params, state, tasks):
+        loss, (state, info) = LEARNER.objective(key, params, state, tasks)
+        return loss, (state, {**info, "loss": jnp.zeros(()), "step": jnp.zeros(())})
+
+    fitted = jmeta.fit(KEY, LEARNER._replace(objective=objective), SOURCE, steps=2, tasks=2, log_every=2)
+    assert fitted.history[0]["loss"] > 0
+    assert fitted.history[0]["step"] == 2
+
+
 def test_the_same_key_gives_the_same_run_and_another_another():
     runs = [jmeta.fit(jax.random.key(seed), LEARNER, SOURCE, steps=5, tasks=2).params for seed in (0, 0, 1)]
     assert same(runs[0], runs[1])

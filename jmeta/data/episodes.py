@@ -78,7 +78,7 @@ def from_arrays(
 
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    inputs, labels = _stored(np.asarray(inputs)), np.asarray(labels)
     _check(inputs, labels, ways, shots, queries)
     classes, first, count = np.unique(np.sort(labels), return_index=True, return_counts=True)
     _check_counts(classes, count, names, ways, shots, queries)
@@ -89,7 +89,7 @@ def from_arrays(
     if not (sizes >= ways).any():
         raise DataError(f"no family has {ways} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
     data = EpisodeData(
-        inputs=jnp.asarray(_stored(inputs[np.argsort(labels, kind="stable")])),
+        inputs=jnp.asarray(inputs[np.argsort(labels, kind="stable")]),
         first=jnp.asarray(first, jnp.int32),
         count=jnp.asarray(count, jnp.int32),
         family=jnp.asarray(family, jnp.int32),
@@ -132,7 +132,10 @@ def _examples(inputs: Float[Array, "ways n ..."]) -> Examples:
 
 
 def _stored(inputs: np.ndarray) -> np.ndarray:
-    return inputs if inputs.dtype == np.uint8 else inputs.astype(jnp.float32)
+    if inputs.dtype.kind not in "buif" and inputs.dtype != jnp.bfloat16:
+        raise DataError(f"inputs are {inputs.dtype}; give real numbers.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused with all that is not finite
+        return inputs if inputs.dtype == np.uint8 else inputs.astype(np.float32)
 
 
 def _check(inputs: np.ndarray, labels: np.ndarray, ways: int, shots: int, queries: int) -> None:
@@ -140,7 +143,10 @@ def _check(inputs: np.ndarray, labels: np.ndarray, ways: int, shots: int, querie
         if value < least:
             raise DataError(f"{name} is {value}; give at least {least}.")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"labels must be a vector of integers, but are {labels.dtype} of shape {labels.shape}.")
+        raise DataError(
+            f"labels must be a vector of integers, but are {labels.dtype} of shape {labels.shape}; "
+            "np.unique(labels, return_inverse=True)[1] makes one of names."
+        )
     if len(inputs) != len(labels):
         raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels; give one label for each input.")
     if np.issubdtype(inputs.dtype, np.floating) and not np.isfinite(inputs).all():

@@ -24,7 +24,8 @@ def anil(
         model: the network, with as many outputs as the tasks have ways.
         inner_rate: α, on the mean loss of the support.
         inner_steps: K.
-        head: the name in the path of the parameters that adapt; the models of jmeta call their last layer `head`.
+        head: the part of the path of the parameters that adapt, `"head"` or `"Dense_0/kernel"`; the models of jmeta
+            call their last layer `head`.
         loss: L, inner and outer.
         adjoint: how to differentiate through the inner loop.
 
@@ -49,5 +50,5 @@ def anil(
         inner_steps=inner_steps,
         loss=loss,
         adjoint=adjoint,
-        adaptable=lambda path: head in path.split("/"),
+        adaptable=lambda path: f"/{head}/" in f"/{path}/",
     )

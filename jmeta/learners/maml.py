@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import exact, first_order
-from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, episodic
+from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, check_inner
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import everything
@@ -39,8 +39,8 @@ def maml(
         The learner; `Adapted.params` is φ_K, `Adapted.info["inner_loss"]` is L(φₖ; support) for k < K, `[inner_steps]`.
 
     Raises:
-        ConfigError: α is not positive, K is below 1, or no leaf is adaptable.
-        ModelError: the outputs do not have the shape of the targets.
+        ConfigError: α is not positive or K is below 1; from `init` and `fit`, no leaf is adaptable.
+        ModelError: `model` is no `Model`; from `init` and `fit`, the outputs do not have the shape of the targets.
 
     Example:
         >>> import jax, jmeta
@@ -51,9 +51,10 @@ def maml(
     Reference: Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
     algorithm 1 and 2, https://arxiv.org/abs/1703.03400.
 
-    Differences from the paper: none in the algorithm. From the authors' code: it sums the classification loss over the
-    support where this is a mean, so that its α = 0.4 in 5-way 1-shot is `inner_rate=2.0` here.
+    Differences from the paper: none in the algorithm. From the authors' code: its classification loss is the sum over
+    the support divided by the shots, `ways` times this mean, so that its α = 0.4 in 5-way is `inner_rate=2.0` here.
     """
+    check_model(model)
     check_inner(inner_rate, inner_steps)
 
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.distances import squared_euclidean
 from jmeta.losses import softmax_cross_entropy
 
@@ -27,7 +27,7 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
         the paper advises, needs no other learner. `Adapted.params` is `(θ, prototypes [ways, features])`.
 
     Raises:
-        ModelError: the outputs do not have the shape of the targets.
+        ModelError: `model` is no `Model`.
 
     Example:
         >>> import jmeta
@@ -39,6 +39,8 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
     Differences from the paper: none in the algorithm. From the authors' code: it normalises support and queries of a
     training episode in one batch and uses running averages at test; here the model's own policy holds at both times.
     """
+
+    check_model(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         return model.init(key, task.support.inputs)

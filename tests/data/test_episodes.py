@@ -189,3 +189,19 @@ def test_refuses_classes_that_are_too_small_and_names_the_smallest():
 def test_refuses_families_that_are_too_small_or_do_not_match():
     refuses(r"no family has 2 classes \(the largest has 1\); ask for fewer ways", families=[0, 1])
     refuses("there are 3 families but 2 classes; give one family for each class", families=[0, 0, 0])
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300])
+def test_what_float32_cannot_hold_is_refused(value):
+    with pytest.raises(DataError, match="is not finite"):
+        from_arrays(np.full((20, 2), value), np.repeat(np.arange(2), 10), ways=2, shots=1, queries=1)
+
+
+def test_complex_inputs_are_refused():
+    with pytest.raises(DataError, match="give real numbers"):
+        from_arrays(np.ones((20, 2), complex), np.repeat(np.arange(2), 10), ways=2, shots=1, queries=1)
+
+
+def test_labels_of_text_are_told_what_to_do():
+    with pytest.raises(DataError, match=r"np\.unique\(labels, return_inverse=True\)"):
+        from_arrays(np.ones((20, 2)), np.repeat(["a", "b"], 10), ways=2, shots=1, queries=1)
