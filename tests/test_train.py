@@ -39,7 +39,8 @@ def same(a, b):
 def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
     learner = sinusoid_learner()
     before = _run._cache_size()
-    jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
+    fitted = jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
+    assert int(fitted.train_state.step) == fitted.history[-1]["step"] == 23
     jmeta.fit(jax.random.key(1), learner, SOURCE, steps=40, tasks=2, log_every=5)
     assert _run._cache_size() == before + 1
 
