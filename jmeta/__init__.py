@@ -2,6 +2,7 @@
 
 from jmeta.adjoint import exact, first_order, mixed_mode, truncated
 from jmeta.checkpoint import restore, save
+from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic
 from jmeta.data.episodes import from_arrays
 from jmeta.data.folders import from_folder

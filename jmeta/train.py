@@ -1,7 +1,6 @@
 """Meta-training and evaluation: everything from sampling to update is one compiled program."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from jmeta.compilation import compiled
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
 from jmeta.inner import descend
@@ -234,7 +234,7 @@ def fit(
     train_state = train_state or init(key, learner, optimizer, source)
     history: list[Metrics] = []
     while (begin := int(train_state.step)) < steps:
-        train_state, info = _run(
+        train_state, info = compiled(_run)(
             train_state,
             source.data,
             jnp.asarray(steps, jnp.int32),
@@ -260,7 +260,6 @@ def fit(
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
-@partial(jax.jit, static_argnames=("learner", "optimizer", "sample", "tasks", "task_chunk", "length"))
 def _run(
     train_state: TrainState,
     data: PyTree,
@@ -335,17 +334,18 @@ def evaluate(
     chunk = min(episodes, task_chunk or _default_chunk(task, 32))
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
-    values = np.asarray(_evaluate(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64)
+    values = np.asarray(
+        compiled(_evaluate)(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64
+    )
     return {
         getattr(metric, "__name__", "metric"): float(values.mean()),
         "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(episodes)),
         "episodes": episodes,
         **source.protocol,
-        "transductive": bool(_transductive(*arguments, **static)),
+        "transductive": bool(compiled(_transductive)(*arguments, **static)),
     }
 
 
-@partial(jax.jit, static_argnames=("learner", "sample", "episodes", "chunk", "metric"))
 def _evaluate(
     key: Key[Array, ""],
     params: Params,
@@ -367,7 +367,6 @@ def _evaluate(
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
 
 
-@partial(jax.jit, static_argnames=("learner", "sample"))
 def _transductive(
     key: Key[Array, ""],
     params: Params,

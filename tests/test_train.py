@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jmeta
+from jmeta.compilation import compiled
 from jmeta.train import _run
 
 KEY = jax.random.key(0)
@@ -38,11 +39,11 @@ def same(a, b):
 
 def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
     learner = sinusoid_learner()
-    before = _run._cache_size()
+    before = compiled(_run)._cache_size()
     fitted = jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
     assert int(fitted.train_state.step) == fitted.history[-1]["step"] == 23
     jmeta.fit(jax.random.key(1), learner, SOURCE, steps=40, tasks=2, log_every=5)
-    assert _run._cache_size() == before + 1
+    assert compiled(_run)._cache_size() == before + 1
 
 
 def test_a_step_is_sampling_objective_and_update():
@@ -172,7 +173,7 @@ def test_data_is_an_argument_of_the_program_not_a_constant():
     source = conv_source()
     learner, optimizer = conv_learner(), optax.adam(1e-3)
     start = jmeta.init(KEY, learner, optimizer, source)
-    text = _run.lower(
+    text = compiled(_run).lower(
         start, source.data, jnp.asarray(3, jnp.int32), learner=learner, optimizer=optimizer, sample=source.sample,
         tasks=2, task_chunk=None, length=3,
     ).as_text()  # fmt: skip

@@ -13,6 +13,7 @@ independent pairs (the tasks), lowered to the form that the backend runs fast:
 * elsewhere: patches and one batched matmul.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, no_type_check
 
@@ -76,6 +77,10 @@ Padding = Sequence[tuple[int, int]]
 def _canonical(
     x: Array, w: Array, strides: Sizes, padding: Padding, x_dilation: Sizes, w_dilation: Sizes, precision: Any
 ) -> Array:
+    if math.prod(x.shape[1:-1]) < math.prod(w.shape[:-2]):
+        # XLA would exchange an input with a kernel that is larger, and the exchanged convolution runs in a scalar loop.
+        patches = _patches(x[None], w.shape[:-2], strides, padding, x_dilation, w_dilation)[0]
+        return jnp.matmul(patches, w.reshape(-1, w.shape[-1]), precision=precision)
     space = "HWD"[: len(strides)]
     layout = (f"N{space}C", f"{space}IO", f"N{space}C")
     return lax.conv_general_dilated(x, w, strides, padding, x_dilation, w_dilation, layout, precision=precision)
