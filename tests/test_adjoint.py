@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jmeta
@@ -109,13 +110,14 @@ def bool_no(path):
     return False
 
 
-def test_info_holds_the_inner_losses():
+@pytest.mark.parametrize("adjoint", [jmeta.exact(), jmeta.exact(checkpoint=True), jmeta.truncated(last=2)])
+def test_info_holds_the_inner_losses(adjoint):
     support = quadratic(jax.random.key(0))
     problem = jmeta.InnerProblem(
-        lambda key, params, state, support: (quadratic_loss(params, support), state), optax.sgd(α), 3
+        lambda key, params, state, support: (quadratic_loss(params, support), state), optax.sgd(α), 6
     )
-    adapted = jmeta.exact()(problem)(jax.random.key(0), jnp.zeros(4), (), support)
-    expected = [quadratic_loss(adapted_by_hand(jnp.zeros(4), support, k), support) for k in range(3)]
+    adapted = adjoint(problem)(jax.random.key(0), jnp.zeros(4), (), support)
+    expected = [quadratic_loss(adapted_by_hand(jnp.zeros(4), support, k), support) for k in range(6)]
     np.testing.assert_allclose(adapted.info["inner_loss"], expected, rtol=1e-5)
 
 
@@ -179,54 +181,98 @@ def test_truncated_refuses_a_negative_number_of_steps():
         jmeta.truncated(last=-1)
 
 
-EXACT = {"checkpoint": jmeta.exact(checkpoint=True), "mixed": jmeta.mixed_mode(), "all": jmeta.truncated(last=3)}
+EXACT = {
+    "checkpoint": jmeta.exact(checkpoint=True),
+    "mixed": jmeta.mixed_mode(),
+    "mixed-checkpoint": jmeta.mixed_mode(checkpoint=True),
+    "all": jmeta.truncated(last=6),
+}
 
 
 @pytest.mark.parametrize("adjoint", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("optimiser", [optax.sgd(α), optax.adam(α)], ids=["sgd", "adam"])
-def test_every_exact_adjoint_gives_the_same_meta_gradient(float64, adjoint, optimiser):
+@pytest.mark.parametrize("steps", [1, 5, 6])  # one segment of one, one of all, several
+def test_every_exact_adjoint_gives_the_same_meta_gradient(float64, adjoint, optimiser, steps):
     keys = jax.random.split(jax.random.key(0), 3)
     θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
-    gradients = [meta_gradient(a, θ, support, query, 3, optimiser) for a in (jmeta.exact(), adjoint)]
+    gradients = [meta_gradient(a, θ, support, query, steps, optimiser) for a in (jmeta.exact(), adjoint)]
     np.testing.assert_allclose(*gradients, rtol=1e-10)
 
 
-@pytest.mark.parametrize("adjoint", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("adaptable", [lambda path: True, lambda path: "head" in path], ids=["maml", "anil"])
-def test_every_exact_adjoint_agrees_on_a_conv_net_and_a_batch_of_tasks(float64, adjoint, adaptable):
+def test_every_exact_adjoint_agrees_on_a_conv_net_and_a_batch_of_tasks(float64, adaptable):
     tasks = jax.tree.map(lambda *x: jnp.stack(x), *[images_task(jax.random.key(i)) for i in range(2)])
-    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2))
-    params = in_float64(model.init(jax.random.key(1), jnp.zeros((2, 8, 8, 1)).astype(jnp.float32))[0])
+    assert_every_exact_adjoint_agrees(jmeta.linen(jmeta.Conv4(outputs=2, features=2)), tasks, adaptable)
+
+
+def assert_every_exact_adjoint_agrees(model, tasks, adaptable=lambda path: True):
+    inputs = tasks.support.inputs[0].astype(jnp.float32)
+    params = in_float64(model.init(jax.random.key(1), inputs)[0])
 
     def gradient(adjoint):
-        learner = jmeta.maml(model, inner_steps=3, adjoint=adjoint, adaptable=adaptable)
-        return jax.jit(jax.grad(lambda p: learner.objective(jax.random.key(2), p, {}, tasks)[0]))(params)
+        learner = jmeta.maml(model, inner_steps=6, adjoint=adjoint, adaptable=adaptable)
+        tree = jax.jit(jax.grad(lambda p: learner.objective(jax.random.key(2), p, {}, tasks)[0]))(params)
+        return ravel_pytree(tree)[0]
 
-    for a, b in zip(*(jax.tree.leaves(gradient(a)) for a in (jmeta.exact(), adjoint)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    expected = gradient(jmeta.exact())
+    for name, adjoint in EXACT.items():
+        np.testing.assert_allclose(gradient(adjoint), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+class Transformer(nn.Module):
+    """Two pre-norm blocks with dropout."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+            h = nn.Dropout(0.5, deterministic=not train)(nn.gelu(nn.Dense(8)(nn.LayerNorm()(x))))
+            x = x + nn.Dense(4)(h)
+        return nn.Dense(2)(x.mean(axis=1))
+
+
+def test_every_exact_adjoint_agrees_on_a_transformer(float64):
+    inputs = jax.random.normal(jax.random.key(0), (2, 4, 3, 4))
+    tasks = jax.tree.map(
+        lambda x: x[None], jmeta.Task(*(jmeta.Examples(x, jnp.repeat(jnp.eye(2), 2, axis=0)) for x in inputs))
+    )
+    with jax.numpy_dtype_promotion("standard"):  # nn.LayerNorm mixes float32 with float64
+        assert_every_exact_adjoint_agrees(jmeta.linen(Transformer()), tasks)
+
+
+class TwoConvolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(jmeta.Conv(8, (3, 3))(x))
+        return nn.Dense(2)(x.mean(axis=(1, 2)))
 
 
 def temporary_bytes(adjoint, steps):
-    learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=2, features=8)), inner_steps=steps, adjoint=adjoint)
-    task = images_task(jax.random.key(0), queries=8, size=16)
+    learner = jmeta.maml(jmeta.linen(TwoConvolutions()), inner_steps=steps, adjoint=adjoint)
+    task = images_task(jax.random.key(0), queries=8)
     task = task._replace(support=task.query)
     params, state = learner.init(jax.random.key(1), task)
 
     def objective(params, task):
         return learner.objective(jax.random.key(2), params, state, jax.tree.map(lambda x: x[None], task))[0]
 
-    return jax.jit(jax.grad(objective)).lower(params, task).compile().memory_analysis().temp_size_in_bytes
+    # Machine code is not what is looked at: without its optimisation this compiles in less time, to the same buffers.
+    compiled = jax.jit(jax.grad(objective)).lower(params, task).compile({"xla_backend_optimization_level": 0})
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_grows_by_little_more_than_phi_with_each_step():
-    φ = 4 * (9 * 8 + 3 * 9 * 8 * 8 + 4 * 8 + 8 * 2 + 2)  # bytes
+def test_memory_grows_by_little_more_than_phi_with_each_step_and_less_in_segments():
+    φ = 4 * (9 * 8 + 8 + 9 * 8 * 8 + 8 + 8 * 2 + 2)  # bytes
 
     def growth(adjoint):
-        return (temporary_bytes(adjoint, 50) - temporary_bytes(adjoint, 5)) / 45
+        return temporary_bytes(adjoint, 64) - temporary_bytes(adjoint, 4)
 
-    assert growth(jmeta.exact(checkpoint=True)) < 1.5 * φ
-    assert growth(jmeta.mixed_mode()) < 1.5 * φ
-    assert growth(jmeta.exact()) > 10 * φ
+    # In segments 64 steps keep 16 φ, and 4 keep 4 φ.
+    assert growth(jmeta.exact(checkpoint=True)) < 15 * φ
+    assert growth(jmeta.mixed_mode(checkpoint=True)) < 15 * φ
+    assert growth(jmeta.mixed_mode()) < 1.5 * 60 * φ
+    assert growth(jmeta.exact()) > 10 * 60 * φ
 
 
 class Tanh:
@@ -269,8 +315,6 @@ class Tanh:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_maml_agrees_with_an_independent_implementation_in_numpy(float64, steps):
-    from flax import linen as nn
-
     class Network(nn.Module):
         @nn.compact
         def __call__(self, x):
