@@ -76,6 +76,8 @@ class Train:
     """Distance kernel: squared_euclidean or cosine."""
     batch_norm: _Name = None
     """Batch-norm policy: transductive or per_task."""
+    dtype: _Name = None
+    """Of the computation: float32 or bfloat16; parameters are float32."""
     outer_rate: _Float = None
     """Outer rate β of Adam, annealed to 0 by a cosine."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 0)")] = None

@@ -29,8 +29,11 @@ _BASE = {
     "inner_steps": 1,
     "distance": "squared_euclidean",
     "batch_norm": "transductive",
+    "dtype": "float32",
     "outer_rate": 1e-3,
 }
+
+DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
 
 # a setting has a meaning where learner, model or data take an argument of this name
 _MEANING = {
@@ -41,6 +44,7 @@ _MEANING = {
     "test_inner_steps": "inner_steps",
     "distance": "distance",
     "batch_norm": "batch_norm",
+    "dtype": "dtype",
 }
 
 
@@ -65,6 +69,7 @@ class Config:
     batch_norm: str | None
     outer_rate: float
     seed: int
+    dtype: str | None = None  # not in the config.json of older runs
 
 
 def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
@@ -94,6 +99,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     network = lookup(MODELS, settings["model"], "model")
     lookup(DISTANCES, settings["distance"], "distance")
     lookup(dict.fromkeys(get_args(BatchNormPolicy)), settings["batch_norm"], "batch-norm policy")
+    lookup(dict.fromkeys(DTYPES), settings["dtype"], "dtype")
     for name, same in (("train_ways", "ways"), ("train_queries", "queries"), ("test_inner_steps", "inner_steps")):
         settings.setdefault(name, settings[same])
     takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
@@ -105,7 +111,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
                 )
             settings[name] = None
     for name, value in settings.items():
-        if name not in ("model", "distance", "batch_norm", "seed") and value is not None and not value > 0:
+        if name not in ("model", "distance", "batch_norm", "dtype", "seed") and value is not None and not value > 0:
             raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
     check_seed(settings["seed"])
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
@@ -148,7 +154,8 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     elif data.loss is not softmax_cross_entropy:
         regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
         raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
-    network_options = {} if config.batch_norm is None else {"batch_norm": config.batch_norm}
+    given = {"batch_norm": config.batch_norm, "dtype": config.dtype}
+    network_options = {name: value for name, value in given.items() if value is not None}
     return entry.make(linen(MODELS[config.model].make(outputs=outputs, **network_options)), **options)
 
 
@@ -225,6 +232,7 @@ def protocol(config: Config) -> Mapping[str, Any]:
         "data": config.data,
         "model": config.model,
         "batch_norm": config.batch_norm,
+        "dtype": config.dtype,
         "test_inner_steps": config.test_inner_steps,
         "ensemble": 1,
         "train_seed": config.seed,

@@ -9,18 +9,20 @@ from jmeta.learners import LEARNERS
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_unseen_glyphs(name):
+@pytest.mark.parametrize(("name", "dtype"), [*((name, None) for name in LEARNERS), ("maml", "bfloat16")])
+def test_unseen_glyphs(name, dtype):
     entry = LEARNERS[name]
-    learner = entry.make(jmeta.linen(jmeta.Conv4(outputs=None if entry.embedding else 5)))
+    learner = entry.make(jmeta.linen(jmeta.Conv4(outputs=None if entry.embedding else 5, dtype=dtype)))
     train, test = jmeta.glyphs(split="train", queries=5), jmeta.glyphs(split="test")
     fitted = jmeta.fit(jax.random.key(0), learner, train, steps=1500, tasks=4)
     result = jmeta.evaluate(jax.random.key(1), learner, fitted.params, fitted.state, test, episodes=200)
     assert result["accuracy"] - result["ci95"] > 0.6  # nearest mean on raw pixels has 0.32
 
 
-def test_unseen_waves():
-    learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_unseen_waves(dtype):
+    model = jmeta.linen(jmeta.MLP(outputs=1, dtype=dtype))
+    learner = jmeta.maml(model, inner_rate=0.01, loss=jmeta.mean_squared_error)
     fitted = jmeta.fit(jax.random.key(0), learner, jmeta.sinusoid(), steps=10_000, tasks=25, log_every=500)
     result = jmeta.evaluate(
         jax.random.key(1),

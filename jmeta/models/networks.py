@@ -1,10 +1,12 @@
 """The two networks of the few-shot literature, and their batch norm."""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jmeta.errors import ConfigError, ModelError
@@ -20,6 +22,11 @@ class MLP(nn.Module):
     Args:
         outputs: width of the last layer, called `head`; None leaves it away and gives the embedding.
         hidden: widths of the hidden layers.
+        dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
+            parameters. Parameters and outputs are float32 whatever it is.
+
+    Raises:
+        ConfigError: an unknown `dtype`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -31,13 +38,20 @@ class MLP(nn.Module):
 
     outputs: int | None
     hidden: tuple[int, ...] = (40, 40)
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
         x = inputs.reshape(inputs.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
-        return x if self.outputs is None else nn.Dense(self.outputs, name="head")(x)
+            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+        return _at_least_float32(
+            x if self.outputs is None else nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
+        )
 
 
 class BatchNorm(nn.Module):
@@ -53,6 +67,11 @@ class BatchNorm(nn.Module):
         policy: see above.
         scale: whether to learn a scale γ as well; the original MAML does not.
         epsilon: ε.
+        dtype: of the result; None is that of inputs and parameters. Statistics, parameters and the formula are float32
+            whatever it is, as in `flax.linen.BatchNorm`.
+
+    Raises:
+        ConfigError: an unknown `dtype`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -65,10 +84,18 @@ class BatchNorm(nn.Module):
     policy: BatchNormPolicy = "transductive"
     scale: bool = False
     epsilon: float = 1e-3
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+        super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n ... features"], *, train: bool) -> Float[Array, "n ... features"]:
-        shape = (x.shape[-1],)
+    def __call__(
+        self, x: Float[Array, "n ... features"], *, train: bool, pool: Callable[[Array], Array] | None = None
+    ) -> Float[Array, "n ... features"]:
+        """Normalises, and pools the result by `pool`, a maximum over places of each feature."""
+        x, shape = _at_least_float32(x), (x.shape[-1],)
         β = self.param("bias", nn.initializers.zeros_init(), shape, x.dtype)
         if self.policy == "per_task":
             mean = self.variable("batch_stats", "mean", jnp.zeros, shape, x.dtype)
@@ -76,7 +103,8 @@ class BatchNorm(nn.Module):
         if train or self.policy == "transductive":
             axes = tuple(range(x.ndim - 1))
             μ = x.mean(axes)
-            σ2 = jnp.square(x - _last(μ, x)).mean(axes)
+            # As in flax.linen.BatchNorm: one pass over x less than the mean of (x − μ)², forwards and backwards.
+            σ2 = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(μ), jnp.zeros((), x.dtype))
             if self.policy == "per_task" and not self.is_initializing():
                 mean.value, variance.value = μ, σ2
         else:
@@ -84,7 +112,15 @@ class BatchNorm(nn.Module):
         factor = lax.rsqrt(σ2 + jnp.asarray(self.epsilon, x.dtype))
         if self.scale:
             factor = factor * self.param("scale", nn.initializers.ones_init(), shape, x.dtype)
-        return x * _last(factor, x) + _last(β - μ * factor, x)
+        shift = β - μ * factor
+        if pool is not None:
+            # max(a x + b) = |a| max(sign(a) x) + b. The derivative of a maximum asks which entry equals it, which is
+            # safe for x, the result of a convolution, and wrong for a value that XLA computes a second time in a fusion
+            # with other rounding; and a quarter of the entries is left to normalise.
+            sign = jnp.where(factor < 0, -jnp.ones_like(factor), jnp.ones_like(factor))
+            x, factor = pool(x * _last(sign, x) if self.scale else x), sign * factor
+        y = x * _last(factor, x) + _last(shift, x)
+        return y if self.dtype is None else y.astype(self.dtype)
 
 
 def _last(vector: Array, x: Array) -> Array:
@@ -101,9 +137,11 @@ class Conv4(nn.Module):
             and all that is left as features (MAML on mini-ImageNet, prototypical networks).
         batch_norm: `"transductive"` or `"per_task"`, see `BatchNorm`.
         scale: whether batch norm learns a scale γ.
+        dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
+            parameters. Parameters, batch statistics and outputs are float32 whatever it is.
 
     Raises:
-        ConfigError: an unknown `pooling` or `batch_norm`.
+        ConfigError: an unknown `pooling`, `batch_norm` or `dtype`.
         ModelError: an image vanishes under four max-poolings.
 
     Example:
@@ -120,8 +158,10 @@ class Conv4(nn.Module):
     pooling: Pooling = "stride"
     batch_norm: BatchNormPolicy = "transductive"
     scale: bool = False
+    dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
         _check_choice("pooling", self.pooling, Pooling)
         _check_choice("batch_norm", self.batch_norm, BatchNormPolicy)
         super().__post_init__()
@@ -134,11 +174,28 @@ class Conv4(nn.Module):
             raise ModelError(f"images of {images.shape[1:3]} vanish under four 2x2 max-poolings; give 16x16 or larger.")
         x = images
         for _ in range(4):
-            x = Conv(self.features, (3, 3), strides=2 if self.pooling == "stride" else 1, use_bias=False)(x)
-            x = BatchNorm(self.batch_norm, self.scale)(x, train=train)
-            x = nn.relu(max_pool(x) if self.pooling == "max" else x)
+            strides = 2 if self.pooling == "stride" else 1
+            x = Conv(self.features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype)(x)
+            pool = _max_pool if self.pooling == "max" else None
+            x = nn.relu(BatchNorm(self.batch_norm, self.scale, dtype=self.dtype)(x, train=train, pool=pool))
         x = x.mean(axis=(1, 2)) if self.pooling == "stride" else x.reshape(x.shape[0], -1)
-        return x if self.outputs is None else nn.Dense(self.outputs, name="head")(x)
+        return _at_least_float32(
+            x if self.outputs is None else nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
+        )
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def _check_dtype(dtype: Any) -> None:
+    try:
+        known = dtype is None or (jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 16)
+    except TypeError:  # no name of a dtype
+        known = False
+    if not known:
+        name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+        raise ConfigError(f"dtype is {name!r}; give 'bfloat16', 'float16' or 'float32'.")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:
@@ -146,20 +203,10 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, get_args(choices)))}.")
 
 
-def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:
-    """2x2 max-pooling of stride 2 as reshape and max, whose second derivative is fast where `reduce_window`'s is not.
+def _max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:
+    """2x2 max-pooling as reshape and max, whose second derivative is fast where `reduce_window`'s is not.
 
-    Args:
-        x: `[n, height, width, channels]`; an odd last row or column is left away, as by VALID padding.
-
-    Returns:
-        `[n, height // 2, width // 2, channels]`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jmeta.models.networks import max_pool
-        >>> float(max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1))[0, 0, 0, 0])
-        3.0
+    An odd last row or column is left away, as by VALID padding.
     """
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]

@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 import jmeta
-from jmeta.models.networks import BatchNorm, max_pool
+from jmeta.models.networks import BatchNorm, _max_pool
 
 
 def normal(seed, shape):
@@ -91,8 +91,48 @@ def test_max_pool_and_its_gradient_are_those_of_linen(size):
     def value_and_gradient(pool):
         return pool(x), jax.grad(lambda x: (weights * pool(x)).sum())(x)
 
-    ours, theirs = value_and_gradient(max_pool), value_and_gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    ours, theirs = value_and_gradient(_max_pool), value_and_gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_batch_norm_pools_before_it_normalises_to_the_same_end(scale, float64):
+    x, weights = (
+        jnp.asarray(np.random.default_rng(i).normal(size=s)) for i, s in enumerate([(3, 4, 4, 3), (3, 2, 2, 3)])
+    )
+    params = {"bias": jnp.asarray([0.3, -0.2, 0.1])} | ({"scale": jnp.asarray([1.5, -0.7, -2.0])} if scale else {})
+
+    def value(x, params, inside):
+        layer = BatchNorm(scale=scale)
+        if inside:
+            y = layer.apply({"params": params}, x, train=True, pool=_max_pool)
+        else:
+            y = nn.max_pool(layer.apply({"params": params}, x, train=True), (2, 2), (2, 2))
+        return (weights * y).sum()
+
+    ours, theirs = (jax.value_and_grad(value, argnums=(0, 1))(x, params, inside) for inside in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, theirs)
+
+
+def test_max_pooling_keeps_its_gradient_when_tasks_are_vmapped(float64):
+    """XLA may compute what is pooled twice, with two roundings: no entry then equals the maximum."""
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.random((2, 5, 28, 28, 1)))
+    params = jmeta.Conv4(pooling="max").init(jax.random.key(0), images[0].astype(jnp.float32))["params"]
+
+    def gradient(dtype):
+        def value(params, images):
+            return jnp.square(jmeta.Conv4(pooling="max").apply({"params": params}, images)).sum()
+
+        def adapted(params):
+            step = jax.vmap(jax.grad(value), (None, 0))(params, images.astype(dtype))
+            φ = jax.tree.map(lambda p, g: p[None] - dtype(0.01) * g, params, step)
+            return jax.vmap(value)(φ, images.astype(dtype)).sum()
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(adapted))(jax.tree.map(lambda p: p.astype(dtype), params)))
+
+    for ours, exact in zip(*map(jax.tree.leaves, (gradient(jnp.float32), gradient(jnp.float64))), strict=True):
+        assert np.linalg.norm(ours - exact) < 1e-3 * np.linalg.norm(exact)
 
 
 def parameters(module, images):

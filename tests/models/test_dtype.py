@@ -1,0 +1,277 @@
+"""Computation in bfloat16 with parameters in float32: what is computed in which, and that it still learns."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+import jmeta
+from jmeta import cli, experiment
+from jmeta.learners import LEARNERS
+from jmeta.models.networks import BatchNorm
+
+KEY = jax.random.key(0)
+WAYS = 3
+FLOAT32 = {jnp.dtype("float32")}
+
+
+def normal(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def dtypes(tree):
+    return {x.dtype for x in jax.tree.leaves(tree)}
+
+
+def convolutions(jaxpr):
+    """The dtypes of operands and result of each convolution, also in the programs inside."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith(("task_conv", "conv_general")):
+            yield equation.primitive.name, {x.aval.dtype.name for x in (*equation.invars, *equation.outvars)}
+        is_program = lambda x: isinstance(x, ClosedJaxpr | Jaxpr)  # noqa: E731
+        for leaf in filter(is_program, jax.tree.leaves(equation.params, is_leaf=is_program)):
+            yield from convolutions(getattr(leaf, "jaxpr", leaf))
+
+
+def distance(tree, other):
+    """‖a − b‖ / ‖b‖ over all leaves."""
+    a, b = (np.asarray(jax.flatten_util.ravel_pytree(t)[0], np.float64) for t in (tree, other))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Six classes of noisy 16x16 images."""
+    random = np.random.default_rng(0)
+    means = random.normal(size=(6, 1, 16, 16, 1))
+    images = (means + 1.5 * random.normal(size=(6, 10, 16, 16, 1))).reshape(60, 16, 16, 1)
+    return jmeta.from_arrays(images, np.repeat(np.arange(6), 10), ways=WAYS, shots=2, queries=4)
+
+
+def sampled(source, tasks=2):
+    return jax.vmap(source.sample, (0, None))(jax.random.split(KEY, tasks), source.data)
+
+
+def learner_of(name, dtype, **options):
+    entry = LEARNERS[name]
+    return entry.make(jmeta.linen(jmeta.Conv4(None if entry.embedding else WAYS, features=8, dtype=dtype, **options)))
+
+
+def test_convolution_in_bfloat16_has_the_derivatives_of_float32():
+    images, along = normal(0, (2, 9, 8, 3)), normal(1, (2, 9, 8, 3))
+    params = jmeta.Conv(4, (3, 3)).init(KEY, images)
+    directions = jax.tree.map(lambda x: normal(2, x.shape), params)
+
+    def derivatives(params, images, dtype):
+        layer = jmeta.Conv(4, (3, 3), strides=2, dtype=dtype)
+
+        def gradient(*at):
+            return jax.grad(lambda *at: (layer.apply(*at).astype(jnp.float32) ** 3).sum(), argnums=(0, 1))(*at)
+
+        return layer.apply(params, images), *jax.jvp(gradient, (params, images), (directions, along))
+
+    program = jax.make_jaxpr(derivatives, static_argnums=2)(params, images, jnp.bfloat16)
+    used = list(convolutions(program.jaxpr))
+    names = {name for name, _ in used}
+    assert names == {"task_conv", "task_conv_input_gradient", "task_conv_weight_gradient"}
+    assert all(dtypes == {"bfloat16"} for _, dtypes in used)
+    low, full = (jax.jit(derivatives, static_argnums=2)(params, images, dtype) for dtype in (jnp.bfloat16, None))
+    assert low[0].dtype == jnp.bfloat16 and dtypes(low[1:]) == FLOAT32
+    for a, b in zip(low, full, strict=True):
+        assert 0 < distance(a, b) < 0.02
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_the_lowered_convolution_is_in_bfloat16(platform):
+    layer = jmeta.Conv(4, (3, 3), use_bias=False, dtype=jnp.bfloat16)
+    params, images = layer.init(KEY, jnp.ones((2, 5, 5, 3))), jnp.ones((2, 5, 5, 3))
+    gradient = jax.jit(jax.grad(lambda params: (layer.apply(params, images).astype(jnp.float32) ** 2).sum()))
+    text = jax.export.export(gradient, platforms=[platform])(params).mlir_module()
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line or "stablehlo.dot_general" in line]
+    assert lines and all("bf16>" in line for line in lines)
+
+
+class Network(nn.Module):
+    """A user's own, with Linen's dtypes."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = jmeta.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x)
+        x = nn.relu(jmeta.BatchNorm(dtype=jnp.bfloat16)(x, train=train))
+        x = nn.relu(jmeta.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x))
+        return nn.Dense(WAYS, dtype=jnp.float32, name="head")(x.mean((1, 2)))
+
+
+MODELS = {
+    "transductive": lambda outputs: jmeta.Conv4(outputs, features=8, dtype="bfloat16"),
+    "per_task": lambda outputs: jmeta.Conv4(outputs, features=8, batch_norm="per_task", scale=True, dtype="bfloat16"),
+    "max": lambda outputs: jmeta.Conv4(outputs, features=8, pooling="max", dtype=jnp.bfloat16),
+    "mlp": lambda outputs: jmeta.MLP(outputs, dtype=jnp.bfloat16),
+    "own": lambda outputs: Network(),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_all_that_is_kept_is_float32_and_all_convolutions_are_bfloat16(name, model, source):
+    entry = LEARNERS[name]
+    learner = entry.make(jmeta.linen(MODELS[model](None if entry.embedding else WAYS)))
+    tasks = sampled(source)
+    params, state = jax.eval_shape(learner.init, KEY, jax.tree.map(lambda x: x[0], tasks))
+
+    def everything(params, state):
+        task = jax.tree.map(lambda x: x[0], tasks)
+        adapted = learner.adapt(KEY, params, state, task.support)
+        outputs = learner.predict(KEY, adapted, task.query.inputs)
+        return adapted, outputs, jax.value_and_grad(learner.objective, 1, has_aux=True)(KEY, params, state, tasks)
+
+    program, shapes = jax.make_jaxpr(everything, return_shape=True)(params, state)
+    assert dtypes((params, state, shapes)) == FLOAT32
+    used = [dtypes for _, dtypes in convolutions(program.jaxpr)]
+    assert all(dtypes == {"bfloat16"} for dtypes in used) and bool(used) == (model != "mlp")
+    assert "bf16" in str(program)
+
+
+@pytest.mark.parametrize("module", [BatchNorm("per_task"), jmeta.Conv4(features=4), jmeta.MLP(outputs=2)], ids=type)
+def test_float32_is_the_default(module):
+    model, in_float32 = jmeta.linen(module), jmeta.linen(module.clone(dtype="float32"))
+    images = normal(0, (3, 9, 8, 1))
+    params, state = model.init(KEY, images)
+    ours, theirs = (m.apply(KEY, params, state, images, train=True) for m in (model, in_float32))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_no_dtype_leaves_float64_as_it_is(float64):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 1)))
+    for module in (jmeta.Conv4(features=4, batch_norm="per_task"), jmeta.MLP(outputs=2)):
+        variables = jax.tree.map(lambda x: x.astype(jnp.float64), module.init(KEY, images.astype(jnp.float32)))
+        assert module.apply(variables, images, mutable=True)[0].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_batch_norm_takes_its_statistics_in_float32(dtype):
+    x = (normal(0, (64, 8, 8, 3)) * 0.5 + 20).astype(jnp.bfloat16)  # squares and sums in bfloat16 would be far off
+    model = jmeta.linen(BatchNorm("per_task", scale=True, dtype=dtype))
+    params, state = model.init(KEY, x)
+    y, state = model.apply(KEY, params, state, x, train=True)
+    assert dtypes((params, state)) == FLOAT32 and y.dtype == (dtype or "float32")
+    exact = np.asarray(x, np.float64)
+    mean, variance = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(state["batch_stats"]["var"], variance, rtol=1e-4)
+    tolerance = 1e-4 if dtype is None else float(jnp.finfo(dtype).eps)  # one rounding
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), (exact - mean) / np.sqrt(variance + 1e-3), rtol=tolerance, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "adjoint", [jmeta.exact(), jmeta.exact(checkpoint=True), jmeta.mixed_mode(), jmeta.truncated(last=1)],
+    ids=["exact", "checkpoint", "mixed_mode", "truncated"],
+)  # fmt: skip
+def test_meta_gradients_in_bfloat16_are_near_those_of_float32(adjoint, source):
+    def network(dtype):
+        return jmeta.linen(jmeta.MLP(WAYS, (20,), dtype=dtype))
+
+    tasks = sampled(source)
+    params, state = network(None).init(KEY, tasks.support.inputs[0])
+
+    def meta_gradient(dtype, **how):
+        learner = jmeta.maml(network(dtype), inner_rate=0.4, inner_steps=2, **how)
+        return jax.jit(jax.grad(learner.objective, 1, has_aux=True))(KEY, params, state, tasks)[0]
+
+    low, full = (meta_gradient(dtype, adjoint=adjoint) for dtype in (jnp.bfloat16, None))
+    of_first_order = meta_gradient(None, adjoint=jmeta.first_order())
+    assert dtypes(low) == FLOAT32
+    assert 0 < distance(low, full) < 0.2 * distance(of_first_order, full)
+
+
+@pytest.mark.parametrize("wrong", ["float8", "int32", jnp.int32, np.dtype("int32"), jnp.float8_e4m3fn, "complex64"])
+@pytest.mark.parametrize("module", [BatchNorm, jmeta.Conv4, lambda dtype: jmeta.MLP(1, dtype=dtype)])
+def test_a_wrong_dtype_is_told(module, wrong, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users do not run under the type checker
+    with pytest.raises(jmeta.ConfigError) as raised:
+        module(dtype=wrong)
+    name = wrong if isinstance(wrong, str) else jnp.dtype(wrong).name
+    assert str(raised.value) == f"dtype is '{name}'; give 'bfloat16', 'float16' or 'float32'."
+
+
+def test_it_learns_images(source):
+    learner = learner_of("prototypical", "bfloat16", batch_norm="per_task")
+    before, after = (jmeta.fit(KEY, learner, source, steps=steps, tasks=4, log_every=15) for steps in (0, 60))
+    results = [jmeta.evaluate(KEY, learner, f.params, f.state, source, episodes=50) for f in (before, after)]
+    assert results[0]["accuracy"] < 0.6 < 0.7 < results[1]["accuracy"]
+    assert not results[1]["transductive"]
+    assert dtypes((after.params, after.state)) == FLOAT32
+
+
+def test_it_learns_waves_as_float32_does():
+    def losses(dtype):
+        model = jmeta.linen(jmeta.MLP(1, dtype=dtype))
+        learner = jmeta.maml(model, inner_rate=0.01, loss=jmeta.mean_squared_error)
+        fitted = jmeta.fit(KEY, learner, jmeta.sinusoid(), steps=900, tasks=25, log_every=300)
+        return np.asarray([row["loss"] for row in fitted.history])
+
+    low, full = losses("bfloat16"), losses(None)
+    assert low[2] < 0.75 * low[0]
+    assert not np.array_equal(low, full)
+    np.testing.assert_allclose(low, full, rtol=0.05)
+
+
+# of a run
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
+
+    def train(*flags):
+        out = tmp_path / "run"
+        data = ("--data", "sinusoid", "--tasks", "1", "--steps", "2")
+        cli.main(["train", *(() if "--resume" in flags else data), "--out", str(out), *flags])
+        return out
+
+    return train
+
+
+def test_a_run_in_bfloat16_is_evaluated_and_resumed_as_one(run, capsys, monkeypatch):
+    folder = run("--dtype", "bfloat16")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    made = []
+    monkeypatch.setattr(cli, "evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
+    run("--resume")
+    cli.main(["evaluate", str(folder), "--json"])
+    assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
+    inputs = jnp.ones((10, 1))
+    examples = jmeta.Examples(inputs, inputs)
+    params, state = made[-1].init(KEY, jmeta.Task(examples, examples))
+    program = jax.make_jaxpr(lambda: made[-1].adapt(KEY, params, state, examples))()
+    assert "bf16" in str(program)
+    with pytest.raises(SystemExit):
+        run("--resume", "--dtype", "float32")
+    assert "was trained with --dtype bfloat16, not float32" in capsys.readouterr().err
+
+
+def test_a_run_from_before_there_was_a_dtype_is_one_in_float32(run, capsys):
+    folder = run()
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("dtype") == "float32"
+    (folder / "config.json").write_text(json.dumps(config))
+    cli.main(["evaluate", str(folder), "--episodes", "2", "--json"])
+    assert json.loads(capsys.readouterr().out)["dtype"] == "float32"
+    run("--resume", "--dtype", "float32")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_setting_of_a_run():
+    config = experiment.resolve("maml", dtype="bfloat16")
+    assert experiment.resolve(**dataclasses.asdict(config)) == config
+    for wrong in ("int32", "float8"):
+        with pytest.raises(jmeta.ConfigError, match=f"there is no dtype '{wrong}'.*float32, bfloat16"):
+            experiment.resolve(dtype=wrong)
