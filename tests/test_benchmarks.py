@@ -1,0 +1,81 @@
+"""The speed benchmark: jmeta's systems run on small cases, other systems where they are installed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.speed import report
+from benchmarks.speed.cases import CASES, flops
+from benchmarks.speed.measure import SYSTEMS, check_losses, measure
+
+BY_NAME = {case.name: case for case in CASES}
+MAML = BY_NAME["stride, exact, 1 step, 1 query"]
+
+
+def small(case):
+    return replace(case, tasks=min(case.tasks, 2), steps=2, ways=min(case.ways, 5))
+
+
+def test_case_names_are_unique():
+    assert len(BY_NAME) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max-pool, first order, 1 step, 1 query",
+        "sinusoid, exact, 1 step",
+        "ProtoNet, 60-way 1-shot, 5 queries",
+        "stride, exact, 1 step, 1 query, arrays",
+    ],
+)
+def test_jmeta_in_each_family(name):
+    result = measure(small(BY_NAME[name]), ["jmeta", "fixed batch"], calls=1, budget=0)
+    assert all(system["seconds"] > 0 and np.isfinite(system["losses"]).all() for system in result["systems"].values())
+
+
+@pytest.mark.parametrize("name", ["higher", "torchopt", "torch.func", "jax-meta", "nn.Conv"])
+def test_a_peer_has_the_loss_of_jmeta(name):
+    reason = SYSTEMS[name].missing()
+    if reason:
+        pytest.skip(f"{reason}; pip install -e '.[peers]'")
+    case = small(BY_NAME["sinusoid, exact, 1 step"] if name != "nn.Conv" else MAML)
+    assert set(measure(case, ["jmeta", name], calls=1, budget=0)["systems"]) == {"jmeta", name}
+
+
+def test_a_wrong_gradient_is_seen():
+    exact, first_order = (
+        measure(replace(small(MAML), first_order=flag), ["jmeta"], calls=1, budget=0)["systems"]["jmeta"]["losses"]
+        for flag in (False, True)
+    )
+    with pytest.raises(RuntimeError, match="meta-step 2"):
+        check_losses({"exact": exact, "first order": first_order})
+
+
+@pytest.mark.parametrize("other", [[1.001, 0.5], [1.0, 0.51], [float("nan"), 0.5]])
+def test_a_different_loss_is_seen(other):
+    check_losses({"a": [1.0, 0.5], "b": [1.00001, 0.50001]})
+    with pytest.raises(RuntimeError, match="do not compute the same loss"):
+        check_losses({"a": [1.0, 0.5], "b": other})
+
+
+def test_flops_of_the_known_case():
+    # 45 GFLOP, counted by hand layer by layer.
+    assert flops(BY_NAME["stride, exact, 1 step, 15 queries"]) == pytest.approx(45.2e9, rel=0.01)
+
+
+def test_the_report(tmp_path):
+    def system(seconds):
+        return {"seconds": seconds, "compile": 1.0, "tasks": 32}
+
+    rows = {
+        MAML.name: {"flops": 1e9, "peak": 1e11, "tasks": 32, "systems": {"jmeta": system(0.1), "higher": system(0.2)}}
+    }
+    tables = report.tables(rows)
+    environment = {"cpu": "a", "threads": 2, "python": "3", "versions": {"jax": "1"}}
+    text = report.markdown(environment, tables)
+    assert f"| {MAML.label} | 100 | 200 (2.0) |" in text
+    assert "2.00 (higher)" in text
+    report.picture(tmp_path / "speed.png", rows)
+    assert (tmp_path / "speed.png").stat().st_size > 1000
