@@ -221,3 +221,8 @@ def test_an_objective_that_is_not_scalar_is_told():
     learner = LEARNER._replace(objective=lambda key, params, state, tasks: (jnp.zeros(3), (state, {})))
     with pytest.raises(jmeta.ModelError, match="must be a scalar"):
         jmeta.fit(KEY, learner, SOURCE, steps=1)
+
+
+def test_a_compiler_that_does_not_know_the_options_does_without(monkeypatch):
+    monkeypatch.setattr(jmeta.compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": True})
+    assert jmeta.compiler_options.__wrapped__() is None

@@ -103,7 +103,7 @@ class Network(nn.Module):
 
 
 def run_torchopt(case: Case) -> Step:
-    """`torchopt`'s functional SGD, one task after the other; as fast as its `MetaSGD` or faster."""
+    """`torchopt`'s functional SGD, one task after the other."""
     import torchopt
 
     params, forward, loss_of = _params(case), _forward(case), _loss(case)
