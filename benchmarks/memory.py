@@ -6,12 +6,10 @@ tasks; they are read from the compiled program and need no run. What is timed is
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import jmeta
-from benchmarks.speed import cpu, threads
+from benchmarks.machine import environment as machine
 from jmeta.inner import Adjoint
 
 RESULTS = Path(__file__).parent / "results"
@@ -249,13 +247,9 @@ def main(
         console.print(table)
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "cpu": cpu(),
-        "threads": threads(),
         "load": os.getloadavg(),
         "backend": jax.default_backend(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        **machine(PACKAGES),
     }
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps({"environment": environment, "rows": rows}, indent=2) + "\n")

@@ -4,7 +4,3 @@ All systems of a case get the same arrays, the same initial weights and the same
 must give the same loss before and after the first outer update. `cases` says what is timed, `jax_systems` and
 `torch_systems` hold the contestants, `measure` times them, `report` writes the tables and the picture.
 """
-
-from benchmarks.speed.machine import cpu, threads
-
-__all__ = ["cpu", "threads"]

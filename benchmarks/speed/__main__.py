@@ -9,9 +9,9 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, Case
-from benchmarks.speed.machine import environment
 from benchmarks.speed.measure import INSTALL, SYSTEMS, measure
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"

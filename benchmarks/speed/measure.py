@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.machine import matmul_peak
 from benchmarks.speed.cases import Case, flops
 from benchmarks.speed.jax_systems import Step, run_jmeta
-from benchmarks.speed.machine import matmul_peak
 
 INSTALL = "pip install -e '.[peers]'"
 TOLERANCE = (1e-4, 1e-3)  # of the loss before and after the first outer update, relative

@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict
 from torch import Tensor, nn
 
 import jmeta
+from benchmarks.machine import threads
 from benchmarks.speed.cases import Case, batch, draw, weights
-from benchmarks.speed.machine import threads
 
 Step = Callable[[], np.ndarray]
 Params = Mapping[str, Tensor]
