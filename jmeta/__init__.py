@@ -1,9 +1,9 @@
 """jmeta: functional meta-learning on JAX."""
 
-from jmeta.adjoint import exact, first_order, mixed_mode, truncated
+from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
 from jmeta.checkpoint import restore, save
 from jmeta.compilation import compiler_options
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.episodes import from_arrays
 from jmeta.data.folders import from_folder
 from jmeta.data.glyphs import glyphs
@@ -13,16 +13,26 @@ from jmeta.distances import cosine, squared_euclidean
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
+    ConvergenceWarning,
     DataError,
     JmetaError,
     ModelError,
     NonFiniteError,
     UnknownNameError,
 )
-from jmeta.inner import InnerProblem
+from jmeta.inner import InnerProblem, support_loss
 from jmeta.learners.anil import anil
+from jmeta.learners.boil import boil
+from jmeta.learners.cavia import cavia
+from jmeta.learners.imaml import imaml
 from jmeta.learners.maml import fomaml, maml
+from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.meta_curvature import meta_curvature
+from jmeta.learners.meta_sgd import meta_sgd
+from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.reptile import reptile
+from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.models.adapters import equinox, haiku, linen, nnx
 from jmeta.models.convolution import Conv

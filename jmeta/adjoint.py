@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
@@ -160,7 +161,7 @@ def _scan_in_segments(step: Callable[..., Any], carry: PyTree, keys: Key[Array, 
     # A prime number of steps is one segment: a remainder would be one more copy of the step to compile.
     size = next((d for d in range(math.isqrt(steps), 1, -1) if steps % d == 0), max(steps, 1))
     carry, values = jax.lax.scan(segment, carry, keys.reshape(-1, size))
-    return carry, values.reshape(-1)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
 
 
 def _unrolled(
@@ -170,8 +171,8 @@ def _unrolled(
     scan: Callable[..., Any] = _scan_short,
     value_and_grad: Callable[..., Any] = _value_and_grad,
 ) -> Solve:
-    def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
-        φ, fixed = partition(problem.adaptable, params)
+    def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()) -> Adapted:
+        θ, fixed = partition(problem.adaptable, params)
 
         def steps(carry: Any, keys: Key[Array, " steps"], through: Callable[[PyTree], PyTree]) -> Any:
             def loss(φ: PyTree, context: Any) -> tuple[Array, State]:
@@ -181,16 +182,184 @@ def _unrolled(
             def step(carry: Any, key: Key[Array, ""]) -> Any:
                 φ, optimiser_state, state = carry
                 (value, state), gradient = value_and_grad(loss, φ, (key, fixed, state, support))
-                φ, optimiser_state = descend(problem.optimiser, through(gradient), optimiser_state, φ)
-                return (φ, optimiser_state, state), value
+                gradient = through(_add_proximal(problem.proximal, gradient, φ, θ))
+                φ, optimiser_state = descend(problem.optimiser, gradient, optimiser_state, φ, hyper=hyper)
+                return (φ, optimiser_state, state), (value, combine(φ, fixed) if problem.trajectory else ())
 
             return scan(step, carry, keys)
 
         keys = jax.random.split(key, problem.num_steps)
         first = 0 if last is None else max(0, problem.num_steps - last)
-        carry = (φ, problem.optimiser.init(φ), state)
+        carry = (θ, problem.optimiser.init(θ), state)
         carry, early = steps(carry, keys[:first], jax.lax.stop_gradient)
         (φ, _, state), late = steps(carry, keys[first:], lambda gradient: gradient)
-        return Adapted(combine(φ, fixed), state, {"inner_loss": jnp.concatenate([early, late])})
+        losses, trajectory = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
+        return Adapted(trajectory if problem.trajectory else combine(φ, fixed), state, {"inner_loss": losses})
 
     return solve
+
+
+def _add_proximal(weight: float, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
+    """The gradient of the inner loss with ½ λ ‖φ − θ‖²."""
+    return jax.tree.map(lambda g, φ, θ: g + weight * (φ - θ), gradient, φ, θ) if weight else gradient
+
+
+Matvec = Callable[[PyTree], PyTree]
+LinearSolver = Callable[[Matvec, PyTree], PyTree]
+
+
+def conjugate_gradient(maxiter: int = 5) -> LinearSolver:
+    """Solves A u = v by at most `maxiter` steps of conjugate gradients; A must be positive definite.
+
+    Args:
+        maxiter: products with A, which bound the time of a meta-gradient.
+
+    Returns:
+        `(A, v) -> u`, where A is the function `u -> A u` of pytrees.
+
+    Raises:
+        ConfigError: `maxiter` below 1.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> solve = jmeta.conjugate_gradient(maxiter=5)
+        >>> float(solve(lambda u: 2.0 * u, jnp.ones(())))
+        0.5
+
+    Reference: Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", section 3.
+    """
+    _check_maxiter(maxiter)
+
+    def solve(matvec: Matvec, v: PyTree) -> PyTree:
+        return jax.scipy.sparse.linalg.cg(matvec, v, maxiter=maxiter)[0]
+
+    return solve
+
+
+def neumann(maxiter: int = 10, rate: float = 0.5) -> LinearSolver:
+    """Solves A u = v by a Neumann series, u = η Σⱼ (I − η A)ʲ v over j = 0, ..., `maxiter`.
+
+    Args:
+        maxiter: products with A.
+        rate: η; the series converges where it is below 2 over the largest eigenvalue of A, for iMAML 2 / (1 + ‖H‖/λ).
+
+    Returns:
+        `(A, v) -> u`, where A is the function `u -> A u` of pytrees.
+
+    Raises:
+        ConfigError: `maxiter` below 1, or a rate that is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> solve = jmeta.neumann(maxiter=20)
+        >>> round(float(solve(lambda u: 2.0 * u, jnp.ones(()))), 4)
+        0.5
+
+    Reference: Lorraine, Vicol, Duvenaud 2020, "Optimizing Millions of Hyperparameters by Implicit Differentiation",
+    algorithm 3, https://arxiv.org/abs/1911.02590.
+    """
+    _check_maxiter(maxiter)
+    if not rate > 0:
+        raise ConfigError(f"rate is {rate}; give a positive rate.")
+
+    def solve(matvec: Matvec, v: PyTree) -> PyTree:
+        def term(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
+            p, total = carry
+            p = jax.tree.map(lambda p, ap: p - rate * ap, p, matvec(p))
+            return (p, jax.tree.map(jnp.add, total, p)), None
+
+        (_, total), _ = jax.lax.scan(term, (v, v), length=maxiter)
+        return jax.tree.map(lambda x: rate * x, total)
+
+    return solve
+
+
+def _check_maxiter(maxiter: int) -> None:
+    if maxiter < 1:
+        raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
+
+
+def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 0.3) -> Adjoint:
+    """Differentiates the minimum that the inner loop ends at, and not the way to it.
+
+    φ* minimises L(φ) + ½ λ ‖φ − θ‖², so that dφ*/dθ = (I + ∇²L(φ*) / λ)⁻¹. The meta-gradient is one linear system in
+    Hessian products at φ*; memory does not grow with the inner steps, and any inner optimiser will do.
+
+    Args:
+        solver: of the linear system, `jmeta.conjugate_gradient(maxiter)` or `jmeta.neumann(maxiter, rate)`.
+        tolerance: of the residual, see below, above which a task counts as not converged.
+
+    Returns:
+        An adjoint. Its `info` has `residual`, ‖∇L(φ) + λ (φ − θ)‖ / (‖∇L(φ)‖ + λ ‖φ − θ‖) from 0 at the minimum to 1 at
+        the start, and `unconverged`, 1 where it is above `tolerance`, about which `jmeta.fit` warns: away from the
+        minimum the meta-gradient is wrong in silence. State (batch statistics) and `info` count as constants.
+
+    Raises:
+        ConfigError: when given an `InnerProblem` without proximal term, or with a trajectory.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.imaml(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=jmeta.implicit(jmeta.neumann(10)))
+
+    Reference: Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", lemma 1 and algorithm 2,
+    https://arxiv.org/abs/1909.04630.
+    """
+
+    def adjoint(problem: InnerProblem) -> Solve:
+        λ = problem.proximal
+        if not λ > 0:
+            raise ConfigError(
+                f"proximal is {λ}; give the implicit adjoint a positive weight: without it φ does not depend on θ."
+            )
+        if problem.trajectory:
+            raise ConfigError("the implicit adjoint knows the minimum alone; take exact() for a trajectory.")
+        descent = _unrolled(problem, last=0)
+
+        def gradients(φ: PyTree, context: PyTree) -> tuple[PyTree, PyTree]:
+            """∇ of L in φ and in what else it depends on."""
+            smooth, rest = _split_inexact(context)
+
+            def loss(φ: PyTree, smooth: PyTree) -> Array:
+                key, fixed, state, support, _ = combine(smooth, rest)
+                return problem.loss(key, combine(φ, fixed), state, support)[0]
+
+            return jax.grad(loss, argnums=(0, 1))(φ, smooth)
+
+        # Every array is an argument: what a `custom_vjp` closes over may not be a tracer of `vmap`.
+        @jax.custom_vjp
+        def minimum(θ: PyTree, smooth: PyTree, rest: PyTree) -> Adapted:
+            key, fixed, state, support, hyper = combine(smooth, rest)
+            adapted = descent(key, combine(θ, fixed), state, support, hyper)
+            φ, _ = partition(problem.adaptable, adapted.params)
+            gradient, pull = gradients(φ, combine(smooth, rest))[0], jax.tree.map(lambda φ, θ: λ * (φ - θ), φ, θ)
+            scale = optax.tree.norm(gradient) + optax.tree.norm(pull)
+            residual = optax.tree.norm(jax.tree.map(jnp.add, gradient, pull)) / scale
+            info = {"residual": residual, "unconverged": (residual > tolerance).astype(residual.dtype)}
+            return Adapted(adapted.params, adapted.state, {**adapted.info, **info})
+
+        def forward(θ: PyTree, smooth: PyTree, rest: PyTree) -> Any:
+            adapted = minimum(θ, smooth, rest)
+            return adapted, (adapted.params, smooth, rest)
+
+        def backward(kept: Any, cotangents: Adapted) -> Any:
+            params, smooth, rest = kept
+            φ, _ = partition(problem.adaptable, params)
+            v, v_fixed = partition(problem.adaptable, cotangents.params)
+
+            def products(u: PyTree) -> tuple[PyTree, PyTree]:
+                return jax.jvp(lambda φ: gradients(φ, combine(smooth, rest)), (φ,), (u,))[1]
+
+            u = solver(lambda u: jax.tree.map(lambda u, hu: u + hu / λ, u, products(u)[0]), v)
+            key, fixed, *others = jax.tree.map(lambda c: -c / λ, products(u)[1])
+            fixed = jax.tree.map(jnp.add, fixed, v_fixed)  # which reach φ* as they are, too
+            return u, (key, fixed, *others), None
+
+        minimum.defvjp(forward, backward)
+
+        def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()) -> Adapted:
+            θ, fixed = partition(problem.adaptable, params)
+            return minimum(θ, *_split_inexact((key, fixed, state, support, hyper)))
+
+        return solve
+
+    return adjoint

@@ -22,7 +22,7 @@ from rich.table import Column, Table
 import jmeta
 from jmeta import experiment, plots
 from jmeta.checkpoint import latest_step, restore, save, write_whole
-from jmeta.core import Adapted, Examples, MetaLearner, Model
+from jmeta.core import Examples, MetaLearner, Model
 from jmeta.data import DATA
 from jmeta.data.folders import read_images
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
@@ -72,14 +72,20 @@ class Train:
     """Inner steps in training."""
     test_inner_steps: _Int = None
     """Inner steps at test, if other than --inner-steps."""
+    inner_optimizer: _Name = None
+    """Inner optimiser: sgd, momentum, adam or rmsprop."""
+    batch: _Int = None
+    """Images of a batch, for a learner that pre-trains on all classes at once."""
+    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the learner, as `--options proximal=2.0`; its documentation lists them."""
     distance: _Name = None
     """Distance kernel: squared_euclidean or cosine."""
     batch_norm: _Name = None
-    """Batch-norm policy: transductive or per_task."""
+    """Batch-norm policy: transductive, per_task or running."""
     dtype: _Name = None
     """Of the computation: float32 or bfloat16; parameters are float32."""
     outer_rate: _Float = None
-    """Outer rate β of Adam, annealed to 0 by a cosine."""
+    """Outer rate β, annealed to 0 over the steps."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
     """The same seed gives the same run."""
     out: Path = Path("runs/demo")
@@ -258,8 +264,6 @@ def _evaluate(
     source = experiment.make_source(config, split, **episode)
     steps = config.test_inner_steps if inner_steps is None else inner_steps
     learner = experiment.make_learner(config, source, inner_steps=steps)
-    if steps == 0:
-        learner = learner._replace(adapt=lambda key, params, state, support: Adapted(params, state, {}))
     result = evaluate(
         jax.random.key(seed),
         learner,
@@ -343,7 +347,9 @@ def list_all(flags: List) -> None:
 
 def _config_of(flags: Train) -> Config:
     """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
-    given = {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
+    given = {name: value for name, value in dataclasses.asdict(flags).items() if value not in (None, ())}
+    if flags.options:
+        given["options"] = dict(_named(option) for option in flags.options)
     resume, out = given.pop("resume"), given.pop("out")
     if not (out / "config.json").exists():
         if out.exists() and (not out.is_dir() or any(file.suffix != ".part" for file in out.iterdir())):
@@ -352,6 +358,8 @@ def _config_of(flags: Train) -> Config:
     if not resume:
         raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
     stored = _read_config(out)
+    if flags.options:  # as values, which is how they were stored
+        given["options"] = experiment.resolve(stored.learner, stored.data, options=given["options"]).options
     for name, value in given.items():
         if value != getattr(stored, name):
             flag = name.replace("_", "-")
@@ -360,6 +368,13 @@ def _config_of(flags: Train) -> Config:
                 "with it, or choose another --out."
             )
     return stored
+
+
+def _named(option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise ConfigError(f"--options {option} has no value; write {name}=VALUE.")
+    return name.replace("-", "_"), value
 
 
 def _read_config(run: Path) -> Config:

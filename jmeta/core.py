@@ -1,7 +1,7 @@
 """The contract of jmeta: a task, a model, a meta-learner, a source of tasks.
 
 Everything is a pure function of pytrees. A batch of tasks is a `Task` with a leading task axis on every leaf, and
-`episodic` is the only place that knows this axis: a learner is written for one task.
+`over_tasks` is the only place that knows this axis: a learner is written for one task.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,6 +78,9 @@ class Adapted(NamedTuple):
     info: Info
 
 
+Objective = Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
+
+
 class MetaLearner(NamedTuple):
     """A learner of learners as four pure functions: the whole public contract.
 
@@ -92,7 +95,7 @@ class MetaLearner(NamedTuple):
     init: Callable[[Key[Array, ""], Task], tuple[Params, State]]
     adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
     predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
-    objective: Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
+    objective: Objective
 
 
 class TaskSource(NamedTuple):
@@ -129,9 +132,7 @@ def episodic(
         loss: `(outputs, targets) -> scalar`, the outer loss on the queries of one task.
 
     Returns:
-        The learner. The state after a batch is the mean over tasks of each floating leaf, which for moving averages is
-        the moving average of the mean statistics; other leaves are taken from the first task. `info` holds the mean
-        over tasks of each entry of `Adapted.info`.
+        The learner; see `over_tasks` for its state and info after a batch.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -155,6 +156,27 @@ def episodic(
         outputs = predict(predict_key, adapted, task.query.inputs)
         return loss(outputs, task.query.targets), (adapted.state, adapted.info)
 
+    return MetaLearner(init, adapt, predict, over_tasks(one_task))
+
+
+def over_tasks(one_task: Objective) -> Objective:
+    """The objective of a batch of tasks from that of one task: the only place that knows the task axis.
+
+    Args:
+        one_task: `(key, params, state, task) -> (scalar, (state, info))`.
+
+    Returns:
+        The same of a batch of tasks: the mean of the scalars. The state after a batch is the mean over tasks of each
+        floating leaf, which for moving averages is the moving average of the mean statistics; other leaves are taken
+        from the first task. `info` holds the mean over tasks of each entry.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta
+        >>> objective = jmeta.over_tasks(lambda key, params, state, task: (params * task.query, (state, {})))
+        >>> float(objective(jax.random.key(0), jnp.ones(()), (), jmeta.Task((), jnp.arange(4.0)))[0])
+        1.5
+    """
+
     def objective(
         key: Key[Array, ""], params: Params, state: State, tasks: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
@@ -162,7 +184,7 @@ def episodic(
         losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
         return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
-    return MetaLearner(init, adapt, predict, objective)
+    return objective
 
 
 def check_model(model: Any) -> None:

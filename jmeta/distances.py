@@ -49,10 +49,24 @@ def cosine(
 
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.1.
     """
-    return 1.0 - _unit(queries) @ _unit(classes).T
+    return 1.0 - unit(queries) @ unit(classes).T
 
 
-def _unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
+def unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
+    """Each row over its norm, which is kept away from 0 so that the gradient is finite everywhere.
+
+    Args:
+        x: `[n, features]`.
+
+    Returns:
+        `[n, features]`, rows of norm 1; a row of zeros stays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.distances import unit
+        >>> unit(jnp.array([[3.0, 4.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+    """
     tiny = jnp.finfo(x.dtype).tiny ** 0.5
     return x / jnp.sqrt(jnp.square(x).sum(axis=1, keepdims=True) + tiny)
 

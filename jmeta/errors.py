@@ -45,3 +45,7 @@ class NonFiniteError(JmetaError, FloatingPointError):
         super().__init__(message)
         self.step = step
         self.train_state = train_state
+
+
+class ConvergenceWarning(UserWarning):
+    """An inner problem was not solved, so that an implicit meta-gradient is wrong."""

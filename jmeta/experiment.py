@@ -1,8 +1,11 @@
 """From the settings of a run to its learner, its tasks and its optimiser."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -20,7 +23,7 @@ from jmeta.models.networks import BatchNormPolicy
 from jmeta.registry import lookup
 from jmeta.train import TrainState, init
 
-_BASE = {
+_BASE: Mapping[str, Any] = {
     "seed": 0,
     "ways": 5,
     "shots": 1,
@@ -31,8 +34,16 @@ _BASE = {
     "batch_norm": "transductive",
     "dtype": "float32",
     "outer_rate": 1e-3,
+    "inner_optimizer": None,
+    "batch": 64,
 }
 
+INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": partial(optax.sgd, momentum=0.9),
+    "adam": optax.adam,
+    "rmsprop": optax.rmsprop,
+}
 DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
 
 # a setting has a meaning where learner, model or data take an argument of this name
@@ -42,6 +53,7 @@ _MEANING = {
     "inner_rate": "inner_rate",
     "inner_steps": "inner_steps",
     "test_inner_steps": "inner_steps",
+    "inner_optimizer": "inner_optimizer",
     "distance": "distance",
     "batch_norm": "batch_norm",
     "dtype": "dtype",
@@ -69,7 +81,10 @@ class Config:
     batch_norm: str | None
     outer_rate: float
     seed: int
-    dtype: str | None = None  # not in the config.json of older runs
+    dtype: str | None = None  # these four are not in the config.json of older runs
+    inner_optimizer: str | None = None
+    batch: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
@@ -95,11 +110,22 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     learner, data = learner or "maml", data or "glyphs"
     chosen, source = lookup(LEARNERS, learner, "learner"), lookup(DATA, data, "data set")
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = {**_BASE, **chosen.defaults, **source.defaults, **given}
+    regresses = source.loss is not softmax_cross_entropy
+    layers: tuple[Mapping[str, Any], ...] = (
+        _BASE,
+        chosen.defaults,
+        source.defaults,
+        chosen.regression if regresses else {},
+        given,
+    )
+    settings: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
+    settings["options"] = _options(learner, *(layer.get("options", {}) for layer in layers))
     network = lookup(MODELS, settings["model"], "model")
     lookup(DISTANCES, settings["distance"], "distance")
     lookup(dict.fromkeys(get_args(BatchNormPolicy)), settings["batch_norm"], "batch-norm policy")
     lookup(dict.fromkeys(DTYPES), settings["dtype"], "dtype")
+    if settings["inner_optimizer"] is not None:
+        lookup(INNER_OPTIMIZERS, settings["inner_optimizer"], "inner optimiser")
     for name, same in (("train_ways", "ways"), ("train_queries", "queries"), ("test_inner_steps", "inner_steps")):
         settings.setdefault(name, settings[same])
     takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
@@ -110,13 +136,40 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
                     f"{_flag(name)} has no meaning for {learner} with {settings['model']} on {data}; leave it away."
                 )
             settings[name] = None
+    if not chosen.pretrains or "batch" not in takes:
+        if "batch" in given:
+            raise ConfigError(f"--batch has no meaning for {learner} on {data}; leave it away.")
+        settings["batch"] = None
     for name, value in settings.items():
-        if name not in ("model", "distance", "batch_norm", "dtype", "seed") and value is not None and not value > 0:
+        if isinstance(value, int | float) and name != "seed" and not value > 0:
             raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
     check_seed(settings["seed"])
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
         raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
     return Config(learner=learner, data=data, **settings)
+
+
+def _options(learner: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The learner's own options; a text, as the command line has it, becomes a value of the type of the default."""
+    taken = {field.name for field in dataclasses.fields(Config)}
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(LEARNERS[learner].make).parameters.items()
+        if name not in taken and isinstance(parameter.default, bool | int | float | str | None)
+    }
+    options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
+    if options and not known:
+        raise ConfigError(f"{learner} has no options; leave --options away.")
+    for name, value in options.items():
+        default = lookup(known, name, f"option of {learner}")
+        if isinstance(value, str) and not isinstance(default, str):
+            with contextlib.suppress(ValueError):
+                options[name] = json.loads(value.lower())
+        is_number = isinstance(options[name], int | float) and not isinstance(options[name], bool)
+        wanted = bool if isinstance(default, bool) else int | float if isinstance(default, int | float) else object
+        if not isinstance(options[name], wanted) or (wanted == int | float and not is_number):
+            raise ConfigError(f"--options {name}={value} is no {type(default).__name__}; the default is {default}.")
+    return options
 
 
 def check_seed(seed: int) -> None:
@@ -142,21 +195,26 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     entry, data = LEARNERS[config.learner], DATA[config.data]
     task = jax.eval_shape(source.sample, jax.random.key(0), source.data)
     outputs = None if entry.embedding else task.support.targets.shape[-1]
-    options: dict[str, Any] = {}
+    options = dict(config.options)
     if config.inner_rate is not None:
-        options |= {"inner_rate": config.inner_rate, "inner_steps": inner_steps or config.inner_steps}
+        steps = config.inner_steps if inner_steps is None else inner_steps
+        options |= {"inner_rate": config.inner_rate, "inner_steps": steps}
     elif inner_steps is not None:
         raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
     if config.distance is not None:
         options["distance"] = DISTANCES[config.distance]
+    if config.inner_optimizer is not None:
+        options["inner_optimizer"] = INNER_OPTIMIZERS[config.inner_optimizer]
     if "loss" in inspect.signature(entry.make).parameters:
         options["loss"] = data.loss
     elif data.loss is not softmax_cross_entropy:
         regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
         raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
     given = {"batch_norm": config.batch_norm, "dtype": config.dtype}
+    network = MODELS[config.model].make
     network_options = {name: value for name, value in given.items() if value is not None}
-    return entry.make(linen(MODELS[config.model].make(outputs=outputs, **network_options)), **options)
+    needed = {name: value for name, value in entry.network.items() if name in inspect.signature(network).parameters}
+    return entry.make(linen(network(outputs=outputs, **network_options, **needed)), **options)
 
 
 def make_source(config: Config, split: str, **episode: int) -> TaskSource:
@@ -187,6 +245,7 @@ def make_source(config: Config, split: str, **episode: int) -> TaskSource:
         "ways": config.train_ways if train else config.ways,
         "shots": config.shots,
         "queries": config.train_queries if train else config.queries,
+        "batch": config.batch if train else None,
         **episode,
     }
     return DATA[config.data].load(split=split, **{name: value for name, value in size.items() if value is not None})
@@ -217,8 +276,8 @@ def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainStat
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """The outer optimiser of a run: Adam at rate β, annealed to 0 by a cosine over the steps of the run."""
-    return optax.adam(optax.cosine_decay_schedule(config.outer_rate, config.steps))
+    """The outer optimiser of a run, the learner's own: as a rule Adam at rate β, annealed to 0 by a cosine."""
+    return LEARNERS[config.learner].optimizer(config.outer_rate, config.steps)
 
 
 def _flag(name: str) -> str:
@@ -234,6 +293,7 @@ def protocol(config: Config) -> Mapping[str, Any]:
         "batch_norm": config.batch_norm,
         "dtype": config.dtype,
         "test_inner_steps": config.test_inner_steps,
+        "options": dict(config.options),
         "ensemble": 1,
         "train_seed": config.seed,
     }

@@ -1,17 +1,21 @@
 """The inner problem: what a learner minimises on the support of one task."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Params, State
-from jmeta.errors import ConfigError
+from jmeta.core import Adapted, Model, Params, State, Task
+from jmeta.errors import ConfigError, ModelError
 from jmeta.tree import everything
 
+Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
+
+@runtime_checkable
 class InnerLoss(Protocol):
     """The loss of the inner loop."""
 
@@ -21,22 +25,36 @@ class InnerLoss(Protocol):
 
 
 class InnerProblem(NamedTuple):
-    """The inner loop φ₀ = θ, φₖ₊₁ = φₖ + update(∇L(φₖ)), apart from how to differentiate through it.
+    """The inner loop φ₀ = θ, φₖ₊₁ = φₖ + update(∇L(φₖ) + λ (φₖ − θ)), apart from how to differentiate through it.
 
     Args:
         loss: `(key, params, state, support) -> (scalar, state)`, L.
-        optimiser: any optax transformation; `optax.sgd(α)` gives φₖ₊₁ = φₖ − α ∇L(φₖ).
+        optimiser: any optax transformation; `optax.sgd(α)` gives φₖ₊₁ = φₖ − α ∇L(φₖ). One that is meta-learned takes
+            its own parameters (a rate for each weight) as the extra argument `hyper` of its update.
         num_steps: K, the number of inner steps.
         adaptable: a predicate on the path of a leaf of θ (`"head/kernel"`): which leaves the inner loop changes.
+        proximal: λ, the weight of ½ ‖φ − θ‖² in the inner loss.
+        trajectory: whether `Adapted.params` is φ₁, ..., φ_K, with an axis of inner steps before all others, instead of
+            φ_K alone.
     """
 
     loss: InnerLoss
     optimiser: optax.GradientTransformation
     num_steps: int
     adaptable: Callable[[str], bool] = everything
+    proximal: float = 0.0
+    trajectory: bool = False
 
 
-Solve = Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
+@runtime_checkable
+class Solve(Protocol):
+    """The inner loop of one task; `hyper` are the meta-learned parameters of the inner optimiser, if it has any."""
+
+    def __call__(
+        self, key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()
+    ) -> Adapted: ...
+
+
 Adjoint = Callable[[InnerProblem], Solve]
 
 
@@ -51,9 +69,71 @@ def descend(
         return optax.apply_updates(params, updates), optimiser_state
 
 
+def support_loss(model: Model, loss: Loss) -> InnerLoss:
+    """The inner loss of supervised learning: `loss` of the model's outputs on the support.
+
+    Args:
+        model: the network.
+        loss: `(outputs, targets) -> scalar`.
+
+    Returns:
+        `(key, params, state, support) -> (scalar, state)`.
+
+    Raises:
+        ModelError: when called, the loss is not a scalar.
+
+    Example:
+        >>> import jmeta, optax
+        >>> model = jmeta.linen(jmeta.MLP(outputs=1))
+        >>> problem = jmeta.InnerProblem(jmeta.support_loss(model, jmeta.mean_squared_error), optax.sgd(0.01), 5)
+    """
+
+    def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
+        outputs, state = model.apply(key, params, state, support.inputs, train=True)
+        value = loss(outputs, support.targets)
+        if jnp.shape(value) != ():
+            raise ModelError(f"the inner loss has shape {list(jnp.shape(value))}; it must be a scalar: take the mean.")
+        return value, state
+
+    return inner_loss
+
+
+def initialiser(model: Model, inner_steps: int) -> Callable[[Key[Array, ""], Task], tuple[Params, State]]:
+    """The `init` of a learner with an inner loop: θ as the model draws it.
+
+    Without inner steps a learner can be evaluated (what θ knows before it adapts), but not meta-trained.
+
+    Args:
+        model: the network.
+        inner_steps: K.
+
+    Returns:
+        `(key, task) -> (params, state)`.
+
+    Raises:
+        ConfigError: when called, K is 0.
+    """
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        if inner_steps < 1:
+            raise ConfigError(f"inner_steps is {inner_steps}; give at least 1.")
+        return model.init(key, task.support.inputs)
+
+    return init
+
+
+def answers(model: Model) -> Callable[[Key[Array, ""], Adapted, PyTree], PyTree]:
+    """The `predict` of a learner whose `Adapted.params` are the model's own: the model's outputs at φ."""
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
+        return model.apply(key, adapted.params, adapted.state, inputs, train=False)[0]
+
+    return predict
+
+
 def check_inner(inner_rate: float, inner_steps: int) -> None:
-    """Raises `ConfigError` unless α is positive and there is at least one inner step."""
+    """Raises `ConfigError` unless α is positive and the number of inner steps is not negative."""
     if not inner_rate > 0:
         raise ConfigError(f"inner_rate is {inner_rate}; give a positive rate.")
-    if inner_steps < 1:
+    if inner_steps < 0:
         raise ConfigError(f"inner_steps is {inner_steps}; give at least 1.")

@@ -1,5 +1,6 @@
 """Meta-training and evaluation: everything from sampling to update is one compiled program."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
-from jmeta.errors import ConfigError, ModelError, NonFiniteError
+from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
 from jmeta.inner import descend
 from jmeta.losses import accuracy
 
@@ -222,6 +223,10 @@ def fit(
         ModelError: the model does not fit the tasks; before the meta-step compiles.
         NonFiniteError: loss or gradient became non-finite; it carries the last finite `train_state`.
 
+    Warns:
+        ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
+            and it is not 0.
+
     Example:
         >>> import jax, jmeta
         >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
@@ -253,6 +258,13 @@ def fit(
                 train_state,
             )
         means = {name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
+        if means.get("unconverged", 0.0) > 0.0:
+            warnings.warn(
+                f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, so "
+                "that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         metrics = {"step": done} | means | {"step": done}
         history.append(metrics)
         if callback is not None and callback(train_state, metrics):
@@ -329,11 +341,11 @@ def evaluate(
     """
     if episodes < 2:
         raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
-    _check(learner, params, state, source)
     task = jax.eval_shape(source.sample, key, source.data)
     chunk = min(episodes, task_chunk or _default_chunk(task, 32))
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
+    # Tracing tells what does not fit before anything compiles.
     values = np.asarray(
         compiled(_evaluate)(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64
     )
@@ -386,13 +398,13 @@ def _transductive(
 
 
 def _check(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:
-    """Traces one episode without computing it, so that what does not fit is told before anything compiles."""
+    """Traces the objective without computing it, so that what does not fit is told before anything compiles."""
 
-    def episode(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> PyTree:
+    def objective(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> PyTree:
         task = source.sample(key, data)
         batch = jax.tree.map(lambda x: x[None], task)
         return learner.objective(key, params, state, batch)[0]
 
-    value = jax.eval_shape(episode, jax.random.key(0), params, state, source.data)
+    value = jax.eval_shape(objective, jax.random.key(0), params, state, source.data)
     if value.shape != ():
         raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")

@@ -19,6 +19,23 @@ def everything(path: str) -> bool:
     return True
 
 
+def under(part: str) -> Callable[[str], bool]:
+    """Selects the leaves whose path has a part, one name or several in a row.
+
+    Args:
+        part: `"head"` or `"Dense_0/kernel"`.
+
+    Returns:
+        A predicate on the path of a leaf.
+
+    Example:
+        >>> from jmeta.tree import under
+        >>> under("head")("head/kernel"), under("head")("heads/kernel")
+        (True, False)
+    """
+    return lambda path: f"/{part}/" in f"/{path}/"
+
+
 def partition(select: Callable[[str], bool], tree: PyTree) -> tuple[PyTree, PyTree]:
     """Splits a tree into the leaves that `select` takes and the rest; the other half holds `None` in their place.
 

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+from itertools import product
 
 import jax
 import pytest
@@ -79,8 +80,10 @@ def test_bad_settings(flags, sentence):
 
 
 @pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("learner", LEARNERS)
+@pytest.mark.parametrize(
+    ("learner", "model"),
+    [*((learner, None) for learner in LEARNERS), *product(("maml", "prototypical"), MODELS)],
+)
 def test_every_combination_begins_or_says_why_not(learner, data, model):
     def begin():
         ways = {} if data == "sinusoid" else {"ways": 3}
@@ -92,7 +95,7 @@ def test_every_combination_begins_or_says_why_not(learner, data, model):
     if data == "sinusoid" and "loss" not in inspect.signature(LEARNERS[learner].make).parameters:
         with pytest.raises(jmeta.ConfigError, match="classifies, but sinusoid is regression; use maml or"):
             begin()
-    elif data == "sinusoid" and model != "mlp":
+    elif data == "sinusoid" and model not in (None, "mlp"):
         with pytest.raises(jmeta.ModelError, match=f"{model} cannot take the inputs of sinusoid"):
             begin()
     else:

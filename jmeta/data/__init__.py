@@ -19,8 +19,8 @@ class Entry(NamedTuple):
     """A data set in the registry.
 
     Args:
-        load: `(split=, ways=, shots=, queries=) -> TaskSource`, split in train, validation, test; no `ways` where tasks
-            have no classes.
+        load: `(split=, ways=, shots=, queries=, batch=) -> TaskSource`, split in train, validation, test; no `ways` and
+            no `batch` where tasks have no classes.
         summary: one line.
         paper: who and when.
         loss: of one task.
@@ -40,10 +40,10 @@ def _sinusoid(*, split: str, shots: int, queries: int) -> TaskSource:
     return sinusoid(shots=shots, queries=queries)
 
 
-def _omniglot_lake(*, split: str, ways: int, shots: int, queries: int) -> TaskSource:
+def _omniglot_lake(*, split: str, ways: int, shots: int, queries: int, batch: int | None = None) -> TaskSource:
     # the protocol has no validation split, and its test characters must stay unseen
     split = "train" if split == "validation" else split
-    return omniglot(split=split, ways=ways, shots=shots, queries=queries, protocol="lake")
+    return omniglot(split=split, ways=ways, shots=shots, queries=queries, protocol="lake", batch=batch)
 
 
 DATA: Mapping[str, Entry] = {

@@ -42,8 +42,9 @@ def from_arrays(
     names: Sequence[str] = (),
     families: np.ndarray | Sequence[int] | None = None,
     transform: Transform | None = None,
+    batch: int | None = None,
 ) -> TaskSource:
-    """N-way K-shot episodes from labelled arrays.
+    """N-way K-shot episodes from labelled arrays, or batches of all classes to pre-train on.
 
     An episode draws `ways` classes uniformly without replacement, then `shots + queries` rows of each without
     replacement. The arrays lie on the device, and sampling is part of the compiled step.
@@ -59,10 +60,12 @@ def from_arrays(
         families: `[classes]`, a family for each class in the same order; an episode then draws its classes from one
             family, uniform over the families that have at least `ways` classes. Default: one family.
         transform: `(key, inputs [n, ...]) -> inputs`, applied on the device to the rows of an episode (augmentation).
+        batch: instead of an episode, a task is this many rows drawn from all classes at once, for `jmeta.transfer`.
 
     Returns:
         A source of tasks whose `support` is `Examples([ways * shots, ...], [ways * shots, ways])` and whose `query` is
-        `Examples([ways * queries, ...], [ways * queries, ways])`.
+        `Examples([ways * queries, ...], [ways * queries, ways])`. With `batch`, the support is empty, `()`, and the
+        query is `Examples([batch, ...], [batch, classes])`.
 
     Raises:
         DataError: arrays of different length, non-finite inputs, fewer classes than ways, or a class with fewer rows
@@ -79,7 +82,7 @@ def from_arrays(
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
     inputs, labels = _stored(np.asarray(inputs)), np.asarray(labels)
-    _check(inputs, labels, ways, shots, queries)
+    _check(inputs, labels, ways, shots, queries, batch)
     classes, first, count = np.unique(np.sort(labels), return_index=True, return_counts=True)
     _check_counts(classes, count, names, ways, shots, queries)
     family = np.zeros(len(classes), np.int32) if families is None else np.asarray(families)
@@ -103,12 +106,24 @@ def from_arrays(
         rows = jax.vmap(lambda key, first, count: first + _choose_rows(key, count, most, shots + queries))(
             jax.random.split(row_key, ways), data.first[chosen], data.count[chosen]
         )
-        inputs = data.inputs[rows.reshape(-1)]
-        inputs = inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
-        inputs = inputs if transform is None else transform(transform_key, inputs)
+        inputs = take(transform_key, data, rows.reshape(-1))
         inputs = inputs.reshape(ways, shots + queries, *inputs.shape[1:])
         return Task(_examples(inputs[:, :shots]), _examples(inputs[:, shots:]))
 
+    def sample_batch(key: Key[Array, ""], data: EpisodeData) -> Task:
+        row_key, transform_key = jax.random.split(key)
+        rows = jax.random.randint(row_key, () if batch is None else (batch,), 0, len(data.inputs))
+        inputs = take(transform_key, data, rows)
+        labels = jnp.searchsorted(data.first, rows, side="right") - 1
+        return Task((), Examples(inputs, jax.nn.one_hot(labels, len(data.first), dtype=inputs.dtype)))
+
+    def take(key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]) -> Float[Array, "n ..."]:
+        inputs = data.inputs[rows]
+        inputs = inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
+        return inputs if transform is None else transform(key, inputs)
+
+    if batch is not None:
+        return TaskSource(data, sample_batch, {"ways": len(classes), "batch": batch}, tuple(names))
     protocol = {"ways": ways, "shots": shots, "queries": queries}
     return TaskSource(data, sample, protocol, tuple(names))
 
@@ -138,9 +153,9 @@ def _stored(inputs: np.ndarray) -> np.ndarray:
         return inputs if inputs.dtype == np.uint8 else inputs.astype(np.float32)
 
 
-def _check(inputs: np.ndarray, labels: np.ndarray, ways: int, shots: int, queries: int) -> None:
-    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if value < least:
+def _check(inputs: np.ndarray, labels: np.ndarray, ways: int, shots: int, queries: int, batch: int | None) -> None:
+    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("batch", batch, 1)):
+        if value is not None and value < least:
             raise DataError(f"{name} is {value}; give at least {least}.")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(

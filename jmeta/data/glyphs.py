@@ -58,7 +58,13 @@ class Glyphs(NamedTuple):
 
 
 def glyphs(
-    *, split: str = "train", ways: int = 5, shots: int = 1, queries: int = 15, confusable: bool = False
+    *,
+    split: str = "train",
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    confusable: bool = False,
+    batch: int | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes of characters, each drawn from a random font face under a random affine warp.
 
@@ -71,6 +77,7 @@ def glyphs(
         shots: labelled support examples a class.
         queries: query examples a class.
         confusable: draw all classes of an episode from one family, a base letter with its diacritics.
+        batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
 
     Returns:
         A source of tasks with images `[n, 28, 28, 1]` in `[0, 1]`; `names` holds the Unicode name of each class.
@@ -104,6 +111,7 @@ def glyphs(
         names=[name for name, chosen in zip(data.names, mine, strict=True) if chosen],
         families=data.families[mine] if confusable else None,
         transform=warp,
+        batch=batch,
     )
 
 

@@ -30,6 +30,7 @@ def omniglot(
     rotations: bool = True,
     folder: str | Path | None = None,
     seed: int = 0,
+    batch: int | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes of handwritten characters, 28 x 28 pixels, ink = 1 on 0.
 
@@ -51,6 +52,7 @@ def omniglot(
             of `$TFDS_DATA_DIR`, `~/tensorflow_datasets` and, in a checkout of jmeta,
             `../shared/data/tensorflow_datasets` beside it.
         seed: of the random split; only `protocol="maml"` uses it.
+        batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
 
     Returns:
         A source of tasks with `support.inputs` of shape `[ways * shots, 28, 28, 1]` in `[0, 1]`, see `from_arrays`;
@@ -86,6 +88,7 @@ def omniglot(
         shots=shots,
         queries=queries,
         names=[f"{names[i]} rotated {90 * turn}" if turn else str(names[i]) for turn in turns for i in characters],
+        batch=batch,
     )
     about = {"data": "omniglot", "split": split, "protocol": protocol, "rotations": rotations}
     return source._replace(protocol={**about, **({"seed": seed} if protocol == "maml" else {}), **source.protocol})

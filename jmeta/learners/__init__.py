@@ -3,10 +3,31 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import optax
+
 from jmeta.core import MetaLearner
 from jmeta.learners.anil import anil
+from jmeta.learners.boil import boil
+from jmeta.learners.cavia import cavia
+from jmeta.learners.imaml import imaml
 from jmeta.learners.maml import fomaml, maml
+from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.meta_curvature import meta_curvature
+from jmeta.learners.meta_sgd import meta_sgd
+from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.reptile import reptile
+from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
+
+
+def adam(rate: float, steps: int) -> optax.GradientTransformation:
+    """Adam at rate β, annealed to 0 by a cosine over the steps of the run."""
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+
+def sgd(rate: float, steps: int) -> optax.GradientTransformation:
+    """Gradient descent at rate β, annealed to 0 by a line over the steps of the run."""
+    return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
 
 
 class Entry(NamedTuple):
@@ -17,7 +38,11 @@ class Entry(NamedTuple):
         summary: one line.
         paper: who and when.
         embedding: whether the model gives an embedding of any width instead of one output for each way.
-        defaults: options of `jmeta train` that suit the learner.
+        defaults: settings of `jmeta train` that suit the learner.
+        regression: those that suit it where the data is a regression.
+        network: options that the model needs, of those that it takes.
+        optimizer: `(β, steps) -> optax transformation`, the outer optimiser of `jmeta train`.
+        pretrains: whether it trains on batches of all classes at once, instead of on episodes.
     """
 
     make: Callable[..., MetaLearner]
@@ -25,21 +50,95 @@ class Entry(NamedTuple):
     paper: str
     embedding: bool = False
     defaults: Mapping[str, Any] = {}
+    regression: Mapping[str, Any] = {}
+    network: Mapping[str, Any] = {}
+    optimizer: Callable[[float, int], optax.GradientTransformation] = adam
+    pretrains: bool = False
 
 
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
+_PRETRAINED = {"model": "conv4", "batch_norm": "running", "tasks": 1, "batch": 64}
 
 LEARNERS: Mapping[str, Entry] = {
     "maml": Entry(
-        maml, "an initialisation from which gradient steps learn a task", "Finn et al. 2017", False, _GRADIENT
+        maml, "an initialisation from which gradient steps learn a task", "Finn et al. 2017", defaults=_GRADIENT
     ),
-    "fomaml": Entry(fomaml, "MAML without second derivatives", "Finn et al. 2017", False, _GRADIENT),
-    "anil": Entry(anil, "MAML that adapts the head alone", "Raghu et al. 2020", False, _GRADIENT),
+    "fomaml": Entry(fomaml, "MAML without second derivatives", "Finn et al. 2017", defaults=_GRADIENT),
+    "reptile": Entry(
+        reptile,
+        "moves the initialisation towards the weights of each task",
+        "Nichol et al. 2018",
+        defaults=_GRADIENT
+        | {"inner_rate": 1e-3, "inner_steps": 5, "test_inner_steps": 50, "train_queries": 9, "outer_rate": 1.0},
+        regression={"inner_optimizer": "sgd", "inner_rate": 0.01, "inner_steps": 32, "outer_rate": 1.0},
+        optimizer=sgd,
+    ),
+    "maml_plus_plus": Entry(
+        maml_plus_plus,
+        "MAML with learned rates, a multi-step loss and batch norm per step",
+        "Antoniou et al. 2019",
+        defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 5, "options": {"multi_step_loss": 500}},
+        regression={"inner_rate": 0.01, "inner_steps": 5},
+        network={"scale": True},
+    ),
+    "anil": Entry(anil, "MAML that adapts the head alone", "Raghu et al. 2020", defaults=_GRADIENT),
+    "boil": Entry(boil, "MAML that adapts the body alone", "Oh et al. 2021", defaults=_GRADIENT),
+    "meta_sgd": Entry(meta_sgd, "MAML with a learned rate for each weight", "Li et al. 2017", defaults=_GRADIENT),
+    "meta_curvature": Entry(
+        meta_curvature, "MAML with a learned transformation of the gradient", "Park, Oliva 2019", defaults=_GRADIENT
+    ),
+    "cavia": Entry(
+        cavia,
+        "adapts a few context parameters alone",
+        "Zintgraf et al. 2019",
+        defaults=_GRADIENT | {"inner_rate": 1.0, "inner_steps": 2},
+        regression={"inner_rate": 1.0, "inner_steps": 1},
+        network={"context": 50},
+    ),
+    "imaml": Entry(
+        imaml,
+        "MAML with the gradient of the minimum instead of the way there",
+        "Rajeswaran et al. 2019",
+        defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 16},
+        regression={"inner_rate": 0.05, "inner_steps": 16},
+    ),
+    "proto_maml": Entry(
+        proto_maml,
+        "MAML whose head starts at the prototypes",
+        "Triantafillou et al. 2020",
+        embedding=True,
+        defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 3},
+    ),
     "prototypical": Entry(
         prototypical,
         "nearest class mean in a learned space",
         "Snell et al. 2017",
-        True,
-        {"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5},
+        embedding=True,
+        defaults={"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5},
+    ),
+    "transfer": Entry(
+        transfer,
+        "a classifier of all training classes, fine-tuned on each task",
+        "Chen et al. 2019",
+        embedding=True,
+        defaults=_PRETRAINED | {"inner_rate": 0.05, "inner_steps": 20},
+        regression={"inner_rate": 0.01, "inner_steps": 20, "options": {"new_head": False}},
+        pretrains=True,
+    ),
+    "linear_probe": Entry(
+        linear_probe,
+        "logistic regression on embeddings of a classifier of all training classes",
+        "Tian et al. 2020",
+        embedding=True,
+        defaults=_PRETRAINED,
+        pretrains=True,
+    ),
+    "baseline_plus_plus": Entry(
+        baseline_plus_plus,
+        "a cosine classifier of all training classes, with a new head for each task",
+        "Chen et al. 2019",
+        embedding=True,
+        defaults=_PRETRAINED | {"inner_rate": 1.0, "inner_steps": 50},
+        pretrains=True,
     ),
 }

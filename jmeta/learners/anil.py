@@ -2,9 +2,10 @@
 
 from jmeta.adjoint import exact
 from jmeta.core import MetaLearner, Model
-from jmeta.inner import Adjoint
-from jmeta.learners.maml import Loss, maml
+from jmeta.inner import Adjoint, Loss
+from jmeta.learners.maml import maml
 from jmeta.losses import softmax_cross_entropy
+from jmeta.tree import under
 
 
 def anil(
@@ -50,5 +51,5 @@ def anil(
         inner_steps=inner_steps,
         loss=loss,
         adjoint=adjoint,
-        adaptable=lambda path: f"/{head}/" in f"/{path}/",
+        adaptable=under(head),
     )

@@ -3,15 +3,12 @@
 from collections.abc import Callable
 
 import optax
-from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import exact, first_order
-from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
-from jmeta.inner import Adjoint, InnerProblem, check_inner
+from jmeta.core import MetaLearner, Model, check_model, episodic
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import everything
-
-Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
 
 def maml(
@@ -22,6 +19,7 @@ def maml(
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),
     adaptable: Callable[[str], bool] = everything,
+    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """MAML: an initialisation θ from which a few gradient steps learn a task.
 
@@ -34,12 +32,14 @@ def maml(
         loss: L, `(outputs, targets) -> scalar`, inner and outer.
         adjoint: how to differentiate through the inner loop; `exact()` is MAML, `first_order()` is FOMAML.
         adaptable: a predicate on the path of a leaf of θ (`"head/kernel"`): which leaves the inner loop changes.
+        inner_optimizer: any optax optimiser of a rate, as `optax.adam` or `partial(optax.sgd, momentum=0.9)`; it starts
+            anew for each task, and is differentiated through.
 
     Returns:
         The learner; `Adapted.params` is φ_K, `Adapted.info["inner_loss"]` is L(φₖ; support) for k < K, `[inner_steps]`.
 
     Raises:
-        ConfigError: α is not positive or K is below 1; from `init` and `fit`, no leaf is adaptable.
+        ConfigError: α is not positive or K is negative; from `init` and `fit`, K is 0 or no leaf is adaptable.
         ModelError: `model` is no `Model`; from `init` and `fit`, the outputs do not have the shape of the targets.
 
     Example:
@@ -57,18 +57,8 @@ def maml(
     check_model(model)
     check_inner(inner_rate, inner_steps)
 
-    def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
-        outputs, state = model.apply(key, params, state, support.inputs, train=True)
-        return loss(outputs, support.targets), state
-
-    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        return model.init(key, task.support.inputs)
-
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
-        return model.apply(key, adapted.params, adapted.state, inputs, train=False)[0]
-
-    adapt = adjoint(InnerProblem(inner_loss, optax.sgd(inner_rate), inner_steps, adaptable))
-    return episodic(init, adapt, predict, loss)
+    problem = InnerProblem(support_loss(model, loss), inner_optimizer(inner_rate), inner_steps, adaptable)
+    return episodic(initialiser(model, inner_steps), adjoint(problem), answers(model), loss)
 
 
 def fomaml(
@@ -88,7 +78,7 @@ def fomaml(
         The learner.
 
     Raises:
-        ConfigError: α is not positive or K is below 1.
+        ConfigError: α is not positive or K is below 1, see `maml`.
 
     Example:
         >>> import jmeta

@@ -47,8 +47,7 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         embeddings, state = model.apply(key, params, state, support.inputs, train=True)
-        shots = support.targets.sum(axis=0)[:, None]
-        return Adapted((params, support.targets.T @ embeddings / shots), state, {})
+        return Adapted((params, prototypes(embeddings, support.targets)), state, {})
 
     def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
         params, prototypes = adapted.params
@@ -56,3 +55,24 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
         return -distance(embeddings, prototypes)
 
     return episodic(init, adapt, predict, softmax_cross_entropy)
+
+
+def prototypes(
+    embeddings: Float[Array, "shots features"], targets: Float[Array, "shots ways"]
+) -> Float[Array, "ways features"]:
+    """The mean of the embedded shots of each class.
+
+    Args:
+        embeddings: `[ways * shots, features]`.
+        targets: `[ways * shots, ways]` one-hot.
+
+    Returns:
+        `[ways, features]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.learners.prototypical import prototypes
+        >>> prototypes(jnp.ones((4, 3)), jnp.eye(2).repeat(2, axis=0)).shape
+        (2, 3)
+    """
+    return targets.T @ embeddings / targets.sum(axis=0)[:, None]

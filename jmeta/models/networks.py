@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jmeta.errors import ConfigError, ModelError
 from jmeta.models.convolution import Conv
 
-BatchNormPolicy = Literal["transductive", "per_task"]
+BatchNormPolicy = Literal["transductive", "per_task", "running"]
 Pooling = Literal["stride", "max"]
 
 
@@ -22,6 +22,7 @@ class MLP(nn.Module):
     Args:
         outputs: width of the last layer, called `head`; None leaves it away and gives the embedding.
         hidden: widths of the hidden layers.
+        context: context parameters, which are inputs beside those of every example (CAVIA); they start at 0.
         dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
             parameters. Parameters and outputs are float32 whatever it is.
 
@@ -38,6 +39,7 @@ class MLP(nn.Module):
 
     outputs: int | None
     hidden: tuple[int, ...] = (40, 40)
+    context: int = 0
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
@@ -47,6 +49,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
         x = inputs.reshape(inputs.shape[0], -1)
+        if self.context:
+            context = self.param("context", nn.initializers.zeros_init(), (self.context,), x.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(context[None], (len(x), self.context))], axis=1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
         return _at_least_float32(
@@ -62,11 +67,14 @@ class BatchNorm(nn.Module):
     * `"transductive"`: μ, σ² of the batch at hand at all times, so that queries see each other (the original MAML).
     * `"per_task"`: μ, σ² of the support for the support and for the queries; nothing is carried from task to task. For
       the queries they are those of the last pass over the support, and count as constants in the meta-gradient.
+    * `"running"`: μ, σ² of the support for the support, and their moving average over the tasks for the queries, which
+      also counts as a constant.
 
     Args:
         policy: see above.
         scale: whether to learn a scale γ as well; the original MAML does not.
         epsilon: ε.
+        momentum: of the moving average, how much of the old one is kept.
         dtype: of the result; None is that of inputs and parameters. Statistics, parameters and the formula are float32
             whatever it is, as in `flax.linen.BatchNorm`.
 
@@ -84,6 +92,7 @@ class BatchNorm(nn.Module):
     policy: BatchNormPolicy = "transductive"
     scale: bool = False
     epsilon: float = 1e-3
+    momentum: float = 0.9
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
@@ -97,16 +106,22 @@ class BatchNorm(nn.Module):
         """Normalises, and pools the result by `pool`, a maximum over places of each feature."""
         x, shape = _at_least_float32(x), (x.shape[-1],)
         β = self.param("bias", nn.initializers.zeros_init(), shape, x.dtype)
-        if self.policy == "per_task":
+        if self.policy != "transductive":
             mean = self.variable("batch_stats", "mean", jnp.zeros, shape, x.dtype)
             variance = self.variable("batch_stats", "var", jnp.ones, shape, x.dtype)
         if train or self.policy == "transductive":
             axes = tuple(range(x.ndim - 1))
-            μ = x.mean(axes)
-            # As in flax.linen.BatchNorm: one pass over x less than the mean of (x − μ)², forwards and backwards.
-            σ2 = jnp.maximum(jnp.square(x).mean(axes) - jnp.square(μ), jnp.zeros((), x.dtype))
-            if self.policy == "per_task" and not self.is_initializing():
-                mean.value, variance.value = μ, σ2
+            # One pass over x less than the mean of (x − μ)², forwards and backwards. Any shift near μ keeps it as
+            # exact.
+            near = lax.stop_gradient(x.reshape(-1, shape[0])[0])
+            shifted = x - _last(near, x)
+            offset = shifted.mean(axes)
+            μ = near + offset
+            σ2 = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(offset), jnp.zeros((), x.dtype))
+            if self.policy != "transductive" and not self.is_initializing():
+                kept = self.momentum if self.policy == "running" else 0.0
+                mean.value = kept * mean.value + (1.0 - kept) * μ
+                variance.value = kept * variance.value + (1.0 - kept) * σ2
         else:
             μ, σ2 = mean.value, variance.value
         factor = lax.rsqrt(σ2 + jnp.asarray(self.epsilon, x.dtype))
@@ -135,8 +150,10 @@ class Conv4(nn.Module):
         features: channels of each block.
         pooling: `"stride"`, convolutions of stride 2 and a spatial mean (MAML on Omniglot), or `"max"`, 2x2 max-pooling
             and all that is left as features (MAML on mini-ImageNet, prototypical networks).
-        batch_norm: `"transductive"` or `"per_task"`, see `BatchNorm`.
+        batch_norm: `"transductive"`, `"per_task"` or `"running"`, see `BatchNorm`.
         scale: whether batch norm learns a scale γ.
+        context: context parameters, of which a scale and a shift for each channel of the third block are a linear
+            function (CAVIA); they start at 0.
         dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
             parameters. Parameters, batch statistics and outputs are float32 whatever it is.
 
@@ -158,6 +175,7 @@ class Conv4(nn.Module):
     pooling: Pooling = "stride"
     batch_norm: BatchNormPolicy = "transductive"
     scale: bool = False
+    context: int = 0
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
@@ -173,11 +191,16 @@ class Conv4(nn.Module):
         if self.pooling == "max" and min(images.shape[1:3]) < 16:
             raise ModelError(f"images of {images.shape[1:3]} vanish under four 2x2 max-poolings; give 16x16 or larger.")
         x = images
-        for _ in range(4):
+        for block in range(4):
             strides = 2 if self.pooling == "stride" else 1
             x = Conv(self.features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype)(x)
             pool = _max_pool if self.pooling == "max" else None
-            x = nn.relu(BatchNorm(self.batch_norm, self.scale, dtype=self.dtype)(x, train=train, pool=pool))
+            x = BatchNorm(self.batch_norm, self.scale, dtype=self.dtype)(x, train=train, pool=pool)
+            if self.context and block == 2:
+                context = self.param("context", nn.initializers.zeros_init(), (self.context,), jnp.float32)
+                factor, shift = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(context[None]).reshape(2, -1)
+                x = x * _last(1 + factor, x) + _last(shift, x)
+            x = nn.relu(x)
         x = x.mean(axis=(1, 2)) if self.pooling == "stride" else x.reshape(x.shape[0], -1)
         return _at_least_float32(
             x if self.outputs is None else nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)

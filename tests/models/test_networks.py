@@ -190,3 +190,20 @@ def test_an_unknown_option_is_told(option, choices, monkeypatch):
 def test_images_too_small_for_four_poolings_are_told():
     with pytest.raises(jmeta.ModelError, match="16"):
         jax.eval_shape(lambda: jmeta.Conv4(pooling="max").init(jax.random.key(0), jnp.ones((2, 15, 28, 1))))
+
+
+def test_batch_norm_in_float32_is_exact_far_from_zero():
+    """The mean of squares less the square of the mean would lose all digits: (1000 ± 1)² in float32."""
+    x = 1000.0 + np.random.default_rng(0).normal(size=(64, 3))
+    weights = np.random.default_rng(1).normal(size=(64, 3))
+    layer = BatchNorm()
+
+    def gradient(x, weights):
+        variables = layer.init(jax.random.key(0), x, train=True)
+        return jax.grad(lambda x: (weights * layer.apply(variables, x, train=True) ** 2).sum())(x)
+
+    x = x.astype(np.float32)  # what both see
+    low = gradient(jnp.asarray(x), jnp.asarray(weights, jnp.float32))
+    with jax.enable_x64(True):
+        high = gradient(jnp.asarray(x, jnp.float64), jnp.asarray(weights, jnp.float64))
+    np.testing.assert_allclose(low, high, rtol=1e-3, atol=1e-4)

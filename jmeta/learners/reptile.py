@@ -1,0 +1,83 @@
+"""Reptile (Nichol et al. 2018)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.adjoint import first_order
+from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
+from jmeta.errors import ConfigError
+from jmeta.inner import InnerProblem, Loss, answers, check_inner, initialiser, support_loss
+from jmeta.losses import softmax_cross_entropy
+
+
+def reptile(
+    model: Model,
+    *,
+    inner_rate: float = 1e-3,
+    inner_steps: int = 5,
+    inner_batch: int | None = 10,
+    loss: Loss = softmax_cross_entropy,
+    inner_optimizer: Callable[[float], optax.GradientTransformation] = lambda rate: optax.adam(rate, b1=0.0),
+) -> MetaLearner:
+    """Reptile: move the initialisation towards the weights that each task was trained to.
+
+    φ_K is K steps of the inner optimiser on mini-batches of a task; the objective is the mean over tasks of
+    ½ ‖θ − φ_K‖² with φ_K a constant, whose gradient is θ − φ_K. With `optax.sgd(ε)` outside, θ ← θ + ε (φ_K − θ).
+
+    Args:
+        model: the network, with as many outputs as the tasks have ways.
+        inner_rate: α.
+        inner_steps: K.
+        inner_batch: examples of a mini-batch, drawn without replacement for each step; all where there are no more, or None.
+        loss: L, inner.
+        inner_optimizer: any optax optimiser of a rate; it starts anew for each task.
+
+    Returns:
+        The learner. In training a task has no queries: its support and its queries are one set, of which the inner loop
+        learns, so that `shots=1, queries=9` are the 10 training shots of the paper. Transductive or not is up to the
+        model's batch norm, as for every learner. Train it with `optimizer=optax.sgd(optax.linear_schedule(1, 0,
+        steps))`.
+
+    Raises:
+        ConfigError: α is not positive, K is below 1, or a batch is empty.
+
+    Example:
+        >>> import jax, jmeta, optax
+        >>> learner = jmeta.reptile(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
+        >>> source, outer = jmeta.sinusoid(), optax.sgd(optax.linear_schedule(1.0, 0.0, 10))
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, source, optimizer=outer, steps=10, tasks=1)
+
+    Reference: Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", algorithm 2 (batched),
+    https://arxiv.org/abs/1803.02999.
+
+    Differences from the paper: none in the algorithm. From the authors' code: it keeps the inner optimiser's state from
+    task to task; and it draws mini-batches by walking through the shuffled examples, where here each is drawn anew.
+    """
+    check_model(model)
+    check_inner(inner_rate, inner_steps)
+    if inner_batch is not None and inner_batch < 1:
+        raise ConfigError(f"inner_batch is {inner_batch}; give at least 1 example, or None for all.")
+    whole = support_loss(model, loss)
+
+    def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
+        rows_key, key = jax.random.split(key)
+        n = len(support.targets)
+        rows = jax.random.permutation(rows_key, n)[: inner_batch or n]
+        return whole(key, params, state, jax.tree.map(lambda x: x[rows], support))
+
+    adapt = first_order()(InnerProblem(inner_loss, inner_optimizer(inner_rate), inner_steps))
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        examples = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.query)
+        adapted = jax.lax.stop_gradient(adapt(key, params, state, examples))
+        distance = optax.tree.norm(jax.tree.map(jnp.subtract, params, adapted.params), squared=True)
+        return 0.5 * distance, (adapted.state, adapted.info)
+
+    learner = episodic(initialiser(model, inner_steps), adapt, answers(model), loss)
+    return learner._replace(objective=over_tasks(one_task))
