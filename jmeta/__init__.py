@@ -4,9 +4,11 @@ from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixe
 from jmeta.checkpoint import restore, save
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
+from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.episodes import from_arrays
 from jmeta.data.folders import from_folder
 from jmeta.data.glyphs import glyphs
+from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.distances import cosine, squared_euclidean

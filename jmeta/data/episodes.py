@@ -81,15 +81,15 @@ def from_arrays(
 
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
-    inputs, labels = _stored(np.asarray(inputs)), np.asarray(labels)
+    inputs, labels = stored(np.asarray(inputs)), np.asarray(labels)
     _check(inputs, labels, ways, shots, queries, batch)
     classes, first, count = np.unique(np.sort(labels), return_index=True, return_counts=True)
-    _check_counts(classes, count, names, ways, shots, queries)
+    _check_counts(classes, count, names, *((2, 1, 0) if batch else (ways, shots, queries)))
     family = np.zeros(len(classes), np.int32) if families is None else np.asarray(families)
     if len(family) != len(classes):
         raise DataError(f"there are {len(family)} families but {len(classes)} classes; give one family for each class.")
     kinds, sizes = np.unique(family, return_counts=True)
-    if not (sizes >= ways).any():
+    if batch is None and not (sizes >= ways).any():
         raise DataError(f"no family has {ways} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
     data = EpisodeData(
         inputs=jnp.asarray(inputs[np.argsort(labels, kind="stable")]),
@@ -103,7 +103,7 @@ def from_arrays(
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         class_key, row_key, transform_key = jax.random.split(key, 3)
         chosen = _choose_classes(class_key, data, ways)
-        rows = jax.vmap(lambda key, first, count: first + _choose_rows(key, count, most, shots + queries))(
+        rows = jax.vmap(lambda key, first, count: first + choose_rows(key, count, most, shots + queries))(
             jax.random.split(row_key, ways), data.first[chosen], data.count[chosen]
         )
         inputs = take(transform_key, data, rows.reshape(-1))
@@ -135,7 +135,8 @@ def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Ar
     return jax.lax.top_k(score, ways)[1]
 
 
-def _choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int) -> Int[Array, "rows"]:
+def choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int) -> Int[Array, "rows"]:
+    """`rows` of the first `count` rows, without replacement, in random order; `most` bounds `count`."""
     score = jnp.where(jnp.arange(most) < count, jax.random.uniform(key, (most,)), -1.0)
     return jax.lax.top_k(score, rows)[1]
 
@@ -146,7 +147,8 @@ def _examples(inputs: Float[Array, "ways n ..."]) -> Examples:
     return Examples(inputs.reshape(ways * n, *inputs.shape[2:]), targets)
 
 
-def _stored(inputs: np.ndarray) -> np.ndarray:
+def stored(inputs: np.ndarray) -> np.ndarray:
+    """Inputs as they lie on the device: bytes as they are, everything else as float32."""
     if inputs.dtype.kind not in "buif" and inputs.dtype != jnp.bfloat16:
         raise DataError(f"inputs are {inputs.dtype}; give real numbers.")
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused with all that is not finite

@@ -32,7 +32,8 @@ def reptile(
         model: the network, with as many outputs as the tasks have ways.
         inner_rate: α.
         inner_steps: K.
-        inner_batch: examples of a mini-batch, drawn without replacement for each step; all where there are no more, or None.
+        inner_batch: examples of a mini-batch, drawn without replacement for each step; all where there are no more, or
+            None.
         loss: L, inner.
         inner_optimizer: any optax optimiser of a rate; it starts anew for each task.
 

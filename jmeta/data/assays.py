@@ -1,0 +1,158 @@
+"""Every assay is a task: which molecules are active, in drug discovery."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Int8, Key, Num
+
+from jmeta.core import Examples, Task, TaskSource
+from jmeta.data.episodes import stored
+from jmeta.errors import DataError
+
+
+class AssayData(NamedTuple):
+    """The arrays that tasks are cut from.
+
+    Args:
+        features: `[molecules, ...]`.
+        labels: `[assays, molecules]`: 1 active, 0 inactive, −1 not measured.
+        actives: `[assays, 2]`, how many actives support and query have.
+    """
+
+    features: Num[Array, "molecules ..."]
+    labels: Int8[Array, "assays molecules"]
+    actives: Int[Array, "assays 2"]
+
+
+def from_assays(
+    features: np.ndarray | Array,
+    labels: np.ndarray | Array,
+    *,
+    shots: int = 16,
+    queries: int = 64,
+    balanced: bool = False,
+    names: Sequence[str] = (),
+) -> TaskSource:
+    """2-way tasks from a matrix molecules × assays with missing entries: each assay is a task.
+
+    A task draws one assay uniformly, then support and query rows of it without replacement. The query has as large a
+    share of actives as the assay (at least one of each class), so that average precision means what it does there.
+
+    Args:
+        features: `[molecules, ...]`, such as fingerprints; unsigned bytes are taken as numbers, not scaled.
+        labels: `[molecules, assays]`: 1 active, 0 inactive; −1 or NaN not measured.
+        shots: support molecules of a task, actives and inactives together.
+        queries: query molecules of a task.
+        balanced: whether half of the support is active; else it has the assay's share (at least one of each class).
+        names: the name of each assay.
+
+    Returns:
+        A source of tasks whose `support` is `Examples([shots, ...], [shots, 2])`, targets one-hot with the actives in
+        column 1, and whose `query` is `Examples([queries, ...], [queries, 2])`. Assays with too few measured molecules
+        are left out; `names` and `protocol["assays"]` tell which remain.
+
+    Raises:
+        DataError: arrays of different length, features that are not finite, labels other than those above, fewer than
+            two shots or queries, or no assay with enough molecules of both classes.
+
+    Example:
+        >>> import jax, jmeta, numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> labels = random.integers(-1, 2, size=(300, 5))
+        >>> source = jmeta.from_assays(random.normal(size=(300, 8)), labels, shots=16, queries=32)
+        >>> task = source.sample(jax.random.key(0), source.data)
+        >>> task.support.inputs.shape, task.query.targets.shape
+        ((16, 8), (32, 2))
+
+    Reference: Stanley et al. 2021, "FS-Mol: A Few-Shot Learning Dataset of Molecules", section 4.
+
+    Differences from the paper: its query set is all of the assay but the support; here it has a fixed size.
+    """
+    features, labels = np.asarray(features), np.asarray(labels)
+    features = features if features.dtype == np.uint8 else stored(features)
+    for name, value in (("shots", shots), ("queries", queries)):
+        if value < 2:
+            raise DataError(f"{name} is {value}; give at least 2, one active and one inactive.")
+    if labels.ndim != 2 or len(features) != len(labels):
+        raise DataError(
+            f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give one row of labels, "
+            "[molecules, assays], for each molecule."
+        )
+    if not np.isfinite(features).all():
+        row = int(np.argwhere(~np.isfinite(features))[0][0])
+        raise DataError(f"the features of molecule {row} are not finite; remove or repair them.")
+    labels = np.where(np.isnan(labels), -1, labels) if np.issubdtype(labels.dtype, np.floating) else labels
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise DataError("labels must be 1 (active), 0 (inactive), or −1 or NaN (not measured).")
+    if names and len(names) != labels.shape[1]:
+        raise DataError(f"there are {len(names)} names but {labels.shape[1]} assays; give one name for each assay.")
+    active, inactive = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    share = active / np.maximum(active + inactive, 1)
+    in_support = np.full(len(share), shots // 2) if balanced else np.clip(np.round(shots * share), 1, shots - 1)
+    in_query = np.clip(np.round(queries * share), 1, queries - 1)
+    enough = (active >= in_support + in_query) & (inactive >= shots + queries - in_support - in_query)
+    if not enough.any():
+        raise DataError(f"no assay has enough molecules of both classes for {shots} shots and {queries} queries.")
+    data = AssayData(
+        features=jnp.asarray(features),
+        labels=jnp.asarray(labels.T[enough], jnp.int8),
+        actives=jnp.asarray(np.stack([in_support, in_query], axis=1)[enough], jnp.int32),
+    )
+
+    def sample(key: Key[Array, ""], data: AssayData) -> Task:
+        assay_key, row_key = jax.random.split(key)
+        assay = jax.random.randint(assay_key, (), 0, len(data.labels))
+        score = jax.random.uniform(row_key, data.labels.shape[1:])
+        most = min(shots + queries, len(score))
+        # The molecules of either class in random order; support takes the first, the query those that follow.
+        active, inactive = (
+            jax.lax.top_k(jnp.where(data.labels[assay] == label, score, -1.0), most)[1] for label in (1, 0)
+        )
+        first, second = data.actives[assay]
+
+        def examples(rows: int, actives: Array, after: Array, after_inactive: Array) -> Examples:
+            place = jnp.arange(rows)
+            is_active = place < actives
+            chosen = jnp.where(
+                is_active,
+                active[jnp.clip(after + place, 0, most - 1)],
+                inactive[jnp.clip(after_inactive + place - actives, 0, most - 1)],
+            )
+            x = data.features[chosen].astype(jnp.float32)
+            return Examples(x, jax.nn.one_hot(is_active.astype(jnp.int32), 2, dtype=x.dtype))
+
+        zero = jnp.zeros((), jnp.int32)
+        return Task(examples(shots, first, zero, zero), examples(queries, second, first, shots - first))
+
+    protocol = {"ways": 2, "shots": shots, "queries": queries, "balanced": balanced, "assays": int(enough.sum())}
+    kept = tuple(name for name, keep in zip(names, enough, strict=True) if keep) if names else ()
+    return TaskSource(data, sample, protocol, kept)
+
+
+def average_precision_gain(outputs: Float[Array, "n 2"], targets: Float[Array, "n 2"]) -> Float[Array, ""]:
+    """ΔAUPRC: the average precision of ranking the actives first, less their share, which is that of a random order.
+
+    Args:
+        outputs: `[n, 2]` logits, the actives' in column 1.
+        targets: `[n, 2]` one-hot.
+
+    Returns:
+        A number below 1; NaN where an output is not finite or nothing is active. Equal outputs share one rank: each
+        counts with the precision at the last of them.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> outputs = jnp.array([[0.0, 2.0], [0.0, 1.0], [0.0, -1.0], [0.0, -2.0]])
+        >>> float(jmeta.average_precision_gain(outputs, jnp.eye(2)[jnp.array([1, 0, 0, 0])]))
+        0.75
+
+    Reference: Stanley et al. 2021, "FS-Mol", section 4.2.
+    """
+    score, is_active = outputs[:, 1] - outputs[:, 0], targets[:, 1]
+    above = (score[None] >= score[:, None]).astype(score.dtype)  # [n, n]: who is ranked at least as high as whom
+    precision = (above @ is_active) / above.sum(axis=1)
+    average = (precision * is_active).sum() / is_active.sum()
+    return jnp.where(jnp.isfinite(outputs).all(), average - is_active.mean(), jnp.nan)
