@@ -25,6 +25,11 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
+def clipped_adam(rate: float, steps: int) -> optax.GradientTransformation:
+    """`adam` of a gradient of at most norm 10, without which learned rates of many inner steps diverge."""
+    return optax.chain(optax.clip_by_global_norm(10.0), adam(rate, steps))
+
+
 def sgd(rate: float, steps: int) -> optax.GradientTransformation:
     """Gradient descent at rate β, annealed to 0 by a line over the steps of the run."""
     return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
@@ -80,6 +85,7 @@ LEARNERS: Mapping[str, Entry] = {
         defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 5, "options": {"multi_step_loss": 500}},
         regression={"inner_rate": 0.01, "inner_steps": 5},
         network={"scale": True},
+        optimizer=clipped_adam,
     ),
     "anil": Entry(anil, "MAML that adapts the head alone", "Raghu et al. 2020", defaults=_GRADIENT),
     "boil": Entry(boil, "MAML that adapts the body alone", "Oh et al. 2021", defaults=_GRADIENT),
@@ -100,7 +106,7 @@ LEARNERS: Mapping[str, Entry] = {
         "MAML with the gradient of the minimum instead of the way there",
         "Rajeswaran et al. 2019",
         defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 16},
-        regression={"inner_rate": 0.05, "inner_steps": 16},
+        regression={"inner_rate": 0.01, "inner_steps": 32},
     ),
     "proto_maml": Entry(
         proto_maml,

@@ -156,26 +156,30 @@ def maml_plus_plus(
         adapt_key, predict_key = jax.random.split(key)
         path = finished(solve(adapt_key, params, state, task.support, trajectory=True), state)
 
-        def query_loss(φ: Params, step: Int[Array, ""]) -> Float[Array, ""]:
-            return loss(answer(predict_key, path._replace(params=φ), step, task.query.inputs), task.query.targets)
+        t = jnp.minimum(jnp.asarray(state["meta_step"], float) / multi_step_loss, 1.0)
+        v = jnp.full((inner_steps,), (1.0 - t) / inner_steps)
+        v = v.at[-1].set(1.0 - v[:-1].sum())
 
-        losses = jax.vmap(query_loss)(path.params, jnp.arange(inner_steps))
-        t = jnp.asarray(state["meta_step"], losses.dtype) / multi_step_loss
-        v = jnp.full_like(losses, 1 / inner_steps) * (1 - t)
-        v = v.at[-1].set(1 - v[:-1].sum())
-        return (v * losses).sum(), (path.state, path.info)
+        def query_loss(step: tuple[Params, Int[Array, ""], Float[Array, ""]]) -> Float[Array, ""]:
+            φ, k, weight = step
 
-    all_steps = over_tasks(every_step)
+            def weighted() -> Float[Array, ""]:
+                outputs = answer(predict_key, path._replace(params=φ), k, task.query.inputs)
+                value = loss(outputs, task.query.targets)
+                return weight.astype(value.dtype) * value
+
+            # Once annealed, the queries are looked at after the last step alone.
+            return lax.cond(weight > 0, weighted, lambda: jnp.zeros_like(jax.eval_shape(weighted)))
+
+        losses = lax.map(query_loss, (path.params, jnp.arange(inner_steps), v))
+        return losses.sum(), (path.state, path.info)
+
+    one_program = last_step.objective if multi_step_loss == 0 else over_tasks(every_step)
 
     def objective(
         key: Key[Array, ""], params: Params, state: State, tasks: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        arguments = (key, params, state, tasks)
-        if multi_step_loss == 0:
-            value, (new, info) = last_step.objective(*arguments)
-        else:
-            annealing = state["meta_step"] < multi_step_loss
-            value, (new, info) = lax.cond(annealing, all_steps, last_step.objective, *arguments)
+        value, (new, info) = one_program(key, params, state, tasks)
         return value, ({**new, "meta_step": state["meta_step"] + 1}, info)
 
     return last_step._replace(objective=objective)
