@@ -2,6 +2,7 @@
 
 from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
 from jmeta.checkpoint import restore, save
+from jmeta.citations import citation
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jmeta
+from jmeta.learners import LEARNERS
+
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
@@ -29,3 +32,17 @@ def test_the_first_example_is_under_twenty_lines():
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert first is not None
     assert len(first.group(1).strip().splitlines()) < 20
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_has_a_page_with_its_command_and_what_to_cite(name):
+    page = (ROOT / "docs" / "learners" / f"{name}.md").read_text()
+    assert f"--learner {name}" in page
+    assert "**Choose it**" in page
+    assert "## Differences" in page
+    assert jmeta.citation(name) in page
+
+
+def test_an_unknown_learner_has_no_citation():
+    with pytest.raises(jmeta.UnknownNameError, match="there is no learner 'mamml'; did you mean 'maml'"):
+        jmeta.citation("mamml")

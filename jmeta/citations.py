@@ -1,0 +1,125 @@
+"""What to cite: the BibTeX entry of each learner's paper."""
+
+from collections.abc import Mapping
+
+from jmeta.registry import lookup
+
+_MAML = """\
+@inproceedings{finn2017maml,
+  title={Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks},
+  author={Finn, Chelsea and Abbeel, Pieter and Levine, Sergey},
+  booktitle={International Conference on Machine Learning},
+  year={2017}
+}"""
+_CLOSER_LOOK = """\
+@inproceedings{chen2019closer,
+  title={A Closer Look at Few-shot Classification},
+  author={Chen, Wei-Yu and Liu, Yen-Cheng and Kira, Zsolt and Wang, Yu-Chiang Frank and Huang, Jia-Bin},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}"""
+
+CITATIONS: Mapping[str, str] = {
+    "maml": _MAML,
+    "fomaml": _MAML,
+    "reptile": """\
+@article{nichol2018reptile,
+  title={On First-Order Meta-Learning Algorithms},
+  author={Nichol, Alex and Achiam, Joshua and Schulman, John},
+  journal={arXiv preprint arXiv:1803.02999},
+  year={2018}
+}""",
+    "maml_plus_plus": """\
+@inproceedings{antoniou2019how,
+  title={How to Train Your {MAML}},
+  author={Antoniou, Antreas and Edwards, Harrison and Storkey, Amos},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}""",
+    "anil": """\
+@inproceedings{raghu2020rapid,
+  title={Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of {MAML}},
+  author={Raghu, Aniruddh and Raghu, Maithra and Bengio, Samy and Vinyals, Oriol},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}""",
+    "boil": """\
+@inproceedings{oh2021boil,
+  title={{BOIL}: Towards Representation Change for Few-shot Learning},
+  author={Oh, Jaehoon and Yoo, Hyungjun and Kim, ChangHwan and Yun, Se-Young},
+  booktitle={International Conference on Learning Representations},
+  year={2021}
+}""",
+    "meta_sgd": """\
+@article{li2017metasgd,
+  title={Meta-{SGD}: Learning to Learn Quickly for Few-Shot Learning},
+  author={Li, Zhenguo and Zhou, Fengwei and Chen, Fei and Li, Hang},
+  journal={arXiv preprint arXiv:1707.09835},
+  year={2017}
+}""",
+    "meta_curvature": """\
+@inproceedings{park2019metacurvature,
+  title={Meta-Curvature},
+  author={Park, Eunbyung and Oliva, Junier B.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2019}
+}""",
+    "cavia": """\
+@inproceedings{zintgraf2019cavia,
+  title={Fast Context Adaptation via Meta-Learning},
+  author={Zintgraf, Luisa and Shiarlis, Kyriacos and Kurin, Vitaly and Hofmann, Katja and Whiteson, Shimon},
+  booktitle={International Conference on Machine Learning},
+  year={2019}
+}""",
+    "imaml": """\
+@inproceedings{rajeswaran2019imaml,
+  title={Meta-Learning with Implicit Gradients},
+  author={Rajeswaran, Aravind and Finn, Chelsea and Kakade, Sham and Levine, Sergey},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2019}
+}""",
+    "proto_maml": """\
+@inproceedings{triantafillou2020metadataset,
+  title={Meta-Dataset: A Dataset of Datasets for Learning to Learn from Few Examples},
+  author={Triantafillou, Eleni and Zhu, Tyler and Dumoulin, Vincent and Lamblin, Pascal and Evci, Utku and Xu, Kelvin
+    and Goroshin, Ross and Gelada, Carles and Swersky, Kevin and Manzagol, Pierre-Antoine and Larochelle, Hugo},
+  booktitle={International Conference on Learning Representations},
+  year={2020}
+}""",
+    "prototypical": """\
+@inproceedings{snell2017prototypical,
+  title={Prototypical Networks for Few-shot Learning},
+  author={Snell, Jake and Swersky, Kevin and Zemel, Richard},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2017}
+}""",
+    "transfer": _CLOSER_LOOK,
+    "linear_probe": """\
+@inproceedings{tian2020rethinking,
+  title={Rethinking Few-Shot Image Classification: a Good Embedding Is All You Need?},
+  author={Tian, Yonglong and Wang, Yue and Krishnan, Dilip and Tenenbaum, Joshua B. and Isola, Phillip},
+  booktitle={European Conference on Computer Vision},
+  year={2020}
+}""",
+    "baseline_plus_plus": _CLOSER_LOOK,
+}
+
+
+def citation(learner: str) -> str:
+    """The BibTeX entry of the paper that a learner is of.
+
+    Args:
+        learner: a name in the registry, `"maml"`.
+
+    Returns:
+        The entry.
+
+    Raises:
+        UnknownNameError: there is no such learner.
+
+    Example:
+        >>> import jmeta
+        >>> print(jmeta.citation("maml").splitlines()[0])
+        @inproceedings{finn2017maml,
+    """
+    return lookup(CITATIONS, learner, "learner")
