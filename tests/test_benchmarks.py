@@ -1,13 +1,19 @@
-"""The speed benchmark: jmeta's systems run on small cases, other systems where they are installed."""
+"""The benchmarks. Speed: jmeta's systems run on small cases, other systems where they are installed."""
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jmeta
+from benchmarks import learners, molecules
+from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, flops
 from benchmarks.speed.measure import SYSTEMS, check_losses, measure
+from jmeta.learners import LEARNERS
 
 BY_NAME = {case.name: case for case in CASES}
 MAML = BY_NAME["stride, exact, 1 step, 1 query"]
@@ -79,3 +85,30 @@ def test_the_report(tmp_path):
     assert "2.00 (higher)" in text
     report.picture(tmp_path / "speed.png", rows)
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_learner_under_a_budget(tmp_path):
+    case = next(case for case in learners.learners() if case.name == "sinusoid, cavia")
+    row = learners.measure(case, seconds=0.05, seed=0)
+    assert row["steps"] >= 20
+    assert row["parameters"] == 40 * 51 + 40 + 41 * 40 + 41 + 50
+    assert not row["transductive"]
+    table = learners.markdown("learners", {**environment(()), "seconds": 0.05, "seed": 0}, {case: row}, None)
+    assert f"| cavia | {row['value']:.3f} ± {row['ci95']:.3f} | {row['steps']} |" in table
+    learners.picture(tmp_path / "picture.png", {case: row}, None)
+    assert (tmp_path / "picture.png").exists()
+
+
+def test_every_learner_and_every_part_is_a_case():
+    assert {case.learner for case in learners.learners()} == set(LEARNERS)
+    for study in learners.STUDIES.values():
+        names = [case.name for case in study()]
+        assert len(set(names)) == len(names)
+
+
+def test_tanimoto_is_shared_bits_over_all_bits():
+    bits = jnp.asarray([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    learner = molecules.tanimoto()
+    adapted = learner.adapt(jax.random.key(0), {}, {}, jmeta.Examples(bits, jnp.eye(2)))
+    outputs = learner.predict(jax.random.key(0), adapted, jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
+    np.testing.assert_allclose(outputs, [[1 / 2, 0], [1 / 3, 1]], atol=1e-5)

@@ -70,6 +70,14 @@ def test_a_resolved_config_resolves_to_itself(learner, data):
                 *(("outer_rate", 0.0), ("inner_steps", 0), ("test_inner_steps", -1), ("queries", 0), ("ways", -1)),
             ]
         ),
+        ({"inner_optimizer": "adm"}, "there is no inner optimiser 'adm'; did you mean 'adam'"),
+        ({"learner": "fomaml", "inner_optimizer": "adam"}, "--inner-optimizer has no meaning for fomaml"),
+        ({"batch": 8}, "--batch has no meaning for maml on glyphs"),
+        ({"learner": "transfer", "data": "sinusoid", "batch": 8}, "--batch has no meaning for transfer on sinusoid"),
+        ({"options": {"proximal": "2"}}, "maml has no options; leave --options away"),
+        ({"learner": "imaml", "options": {"proxmal": "2"}}, "there is no option of imaml 'proxmal'; did you mean"),
+        ({"learner": "imaml", "options": {"proximal": "much"}}, "--options proximal=much is no float"),
+        ({"learner": "transfer", "options": {"body": "2"}}, "--options body=2 is no bool"),
         ({"seed": -1}, "--seed is -1; give a number from 0"),
         ({"seed": 2**32}, "--seed is 4294967296"),
     ],
@@ -100,6 +108,29 @@ def test_every_combination_begins_or_says_why_not(learner, data, model):
             begin()
     else:
         assert begin().step.shape == ()
+
+
+def test_options_of_a_learner_become_values():
+    config = experiment.resolve("maml_plus_plus", options={"learned_rates": "false", "per_step": "3"})
+    assert config.options == {"multi_step_loss": 500, "learned_rates": False, "per_step": 3}
+    assert experiment.resolve("imaml", options={"proximal": "1"}).options == {"proximal": 1}
+    wrong = experiment.resolve("maml_plus_plus", options={"per_step": 9})
+    source = experiment.make_source(wrong, "train")
+    with pytest.raises(jmeta.ConfigError, match="per_step is 9, but there are 5 inner steps"):
+        experiment.make_learner(wrong, source)
+
+
+def test_pre_training_takes_batches_and_tests_on_episodes():
+    config = experiment.resolve("transfer", batch=16)
+    train, test = (experiment.make_source(config, split) for split in ("train", "test"))
+    assert train.protocol["batch"] == 16
+    assert test.protocol == {"ways": 5, "shots": 1, "queries": 15}
+
+
+def test_a_regression_has_settings_of_its_own():
+    config = experiment.resolve("cavia", "sinusoid")
+    assert (config.inner_rate, config.inner_steps, config.shots, config.model) == (1.0, 1, 10, "mlp")
+    assert experiment.resolve("transfer", "sinusoid").options == {"new_head": False}
 
 
 def test_sources_have_the_ways_and_queries_of_their_split():
