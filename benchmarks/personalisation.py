@@ -44,7 +44,10 @@ def learners() -> Mapping[str, tuple[jmeta.MetaLearner, bool]]:
     )
     return {
         "global model": (jmeta.transfer(model, new_head=False, inner_steps=0, **mse), True),
-        "global model, fine-tuned": (jmeta.transfer(model, new_head=False, **steps, **mse), True),
+        "global model, fine-tuned": (
+            jmeta.transfer(model, new_head=False, inner_rate=0.02, inner_steps=20, **mse),
+            True,
+        ),
         "a model for each user": (alone, False),
         "MAML": (jmeta.maml(model, **steps, **mse), True),
     }

@@ -258,7 +258,7 @@ def fit(
                 train_state,
             )
         means = {name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
-        if means.get("unconverged", 0.0) > 0.0:
+        if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
             warnings.warn(
                 f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, so "
                 "that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",

@@ -26,7 +26,7 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
 
 
 def clipped_adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """`adam` of a gradient of at most norm 10, without which learned rates of many inner steps diverge."""
+    """`adam` of a gradient of at most norm 10, as learned rates make some tasks' gradients explode."""
     return optax.chain(optax.clip_by_global_norm(10.0), adam(rate, steps))
 
 
@@ -83,7 +83,7 @@ LEARNERS: Mapping[str, Entry] = {
         "MAML with learned rates, a multi-step loss and batch norm per step",
         "Antoniou et al. 2019",
         defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 5, "options": {"multi_step_loss": 500}},
-        regression={"inner_rate": 0.01, "inner_steps": 5},
+        regression={"inner_rate": 0.01, "inner_steps": 2},  # with 5, learned rates diverge
         network={"scale": True},
         optimizer=clipped_adam,
     ),
