@@ -6,13 +6,22 @@ from jmeta.citations import citation
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
+from jmeta.data.clinc150 import clinc150
+from jmeta.data.embeddings import from_embeddings
 from jmeta.data.episodes import from_arrays
 from jmeta.data.folders import from_folder
 from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
-from jmeta.distances import cosine, squared_euclidean
+from jmeta.distances import (
+    cosine,
+    diagonal_mahalanobis,
+    dot_product,
+    mahalanobis,
+    squared_euclidean,
+    with_metric,
+)
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
@@ -24,20 +33,29 @@ from jmeta.errors import (
     UnknownNameError,
 )
 from jmeta.inner import InnerProblem, support_loss
+from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
+from jmeta.learners.in_context import in_context
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
+from jmeta.learners.metaoptnet import metaoptnet
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.r2d2 import r2d2
+from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
+from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
+from jmeta.learners.zero_shot import zero_shot
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
-from jmeta.models.adapters import equinox, haiku, linen, nnx
+from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
+from jmeta.models.text import TextEncoder, hashed_text
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -24,11 +24,16 @@ class Examples(NamedTuple):
     Args:
         inputs: `[ways * shots, ...]`, sorted by class.
         targets: `[ways * shots, ways]` one-hot for classification, so that the shape carries the number of ways;
-            `[shots, outputs]` for regression.
+            `[shots, outputs]` for regression. A row of zeros has no label and does not count, a column of zeros is a
+            class that is not there: so do tasks of different ways and shots share one compiled program.
+        descriptions: side information of a support, `[ways, ...]`: attributes, an embedding or token ids of the text
+            that describes each class; zeros say nothing. A class without an example is known by its description alone,
+            which is zero-shot learning. Default: none.
     """
 
     inputs: PyTree
     targets: PyTree
+    descriptions: PyTree = ()
 
 
 class Task(NamedTuple):

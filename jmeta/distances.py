@@ -1,7 +1,14 @@
-"""Distance kernels in matmul form: no array of shape [queries, classes, features] is ever built."""
+"""Distance kernels in matmul form: no array of shape [queries, classes, features] is ever built.
 
+Inputs of less than 32 bits (bfloat16) are widened first, so that the differences of large squares keep their digits.
+"""
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Model, Params, State, check_model
+from jmeta.errors import ConfigError
 
 
 def squared_euclidean(
@@ -23,6 +30,7 @@ def squared_euclidean(
 
     Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning", section 2.3.
     """
+    queries, classes = _wide(queries), _wide(classes)
     # The common shift leaves every distance as it is and keeps the three terms small.
     centre = classes.mean(axis=0, keepdims=True)
     z, c = queries - centre, classes - centre
@@ -52,6 +60,122 @@ def cosine(
     return 1.0 - unit(queries) @ unit(classes).T
 
 
+def dot_product(
+    queries: Float[Array, "queries features"], classes: Float[Array, "classes features"]
+) -> Float[Array, "queries classes"]:
+    """−zᵀc: no distance in the strict sense, but as every kernel here smaller where the two are closer.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+
+    Returns:
+        `[queries, classes]`, of any sign.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.dot_product(jnp.ones((1, 2)), jnp.ones((1, 2)))[0, 0])
+        -2.0
+    """
+    return -(_wide(queries) @ _wide(classes).T)
+
+
+def diagonal_mahalanobis(
+    queries: Float[Array, "queries features"],
+    classes: Float[Array, "classes features"],
+    scale: Float[Array, "features"],
+) -> Float[Array, "queries classes"]:
+    """Σᵢ sᵢ² (zᵢ − cᵢ)², a metric with one learned scale s for each feature.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+        scale: `[features]`, s; what is trained, of any sign. `jmeta.with_metric` makes it part of a model.
+
+    Returns:
+        `[queries, classes]`, never negative.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> z, c, s = jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.asarray([1.0, 3.0])
+        >>> float(jmeta.diagonal_mahalanobis(z, c, s)[0, 0])
+        10.0
+    """
+    scale = _wide(scale)[None]
+    return squared_euclidean(_wide(queries) * scale, _wide(classes) * scale)
+
+
+def mahalanobis(
+    queries: Float[Array, "queries features"],
+    classes: Float[Array, "classes features"],
+    factor: Float[Array, "features rank"],
+) -> Float[Array, "queries classes"]:
+    """(z − c)ᵀ M (z − c) with M = L Lᵀ, so that every L gives a metric and no constraint is needed.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+        factor: `[features, rank]`, L; what is trained. `jmeta.with_metric` makes it part of a model.
+
+    Returns:
+        `[queries, classes]`, never negative.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.mahalanobis(jnp.zeros((1, 2)), jnp.ones((1, 2)), 2.0 * jnp.eye(2))[0, 0])
+        8.0
+
+    Reference: Davis et al. 2007, "Information-Theoretic Metric Learning", section 2; Goldberger et al. 2004,
+    "Neighbourhood Components Analysis", section 2.
+    """
+    factor = _wide(factor)
+    return squared_euclidean(_wide(queries) @ factor, _wide(classes) @ factor)
+
+
+def with_metric(model: Model, metric: str = "full") -> Model:
+    """An embedding whose squared Euclidean distance is a learned Mahalanobis distance of the embedding of `model`.
+
+    ‖Lᵀ z − Lᵀ c‖² = (z − c)ᵀ L Lᵀ (z − c), so that a learned metric needs no learner of its own: it is one linear map
+    more.
+
+    Args:
+        model: the embedding, whose outputs are `[n, features]`.
+        metric: `"diagonal"`, a scale for each feature, or `"full"`, L `[features, features]`; both start as the
+            identity.
+
+    Returns:
+        The model, whose parameters are `(those of model, the metric's)`.
+
+    Raises:
+        ConfigError: an unknown metric.
+        ModelError: `model` is no `Model`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta
+        >>> learner = jmeta.prototypical(jmeta.with_metric(jmeta.linen(jmeta.Conv4(outputs=None)), "diagonal"))
+
+    Reference: Goldberger et al. 2004, "Neighbourhood Components Analysis", section 2.
+    """
+    check_model(model)
+    if metric not in ("diagonal", "full"):
+        raise ConfigError(f"metric is {metric!r}; give 'diagonal' or 'full'.")
+
+    def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
+        params, state = model.init(key, inputs)
+        outputs, _ = jax.eval_shape(lambda: model.apply(key, params, state, inputs, train=False))
+        one = jnp.ones if metric == "diagonal" else jnp.eye
+        return (params, one(outputs.shape[-1], dtype=outputs.dtype)), state
+
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
+        params, factor = params
+        z, state = model.apply(key, params, state, inputs, train=train)
+        return (z * factor[None] if metric == "diagonal" else z @ factor), state
+
+    return Model(init, apply)
+
+
 def unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
     """Each row over its norm, which is kept away from 0 so that the gradient is finite everywhere.
 
@@ -67,8 +191,13 @@ def unit(x: Float[Array, "n features"]) -> Float[Array, "n features"]:
         >>> unit(jnp.array([[3.0, 4.0]])).tolist()
         [[0.6000000238418579, 0.800000011920929]]
     """
+    x = _wide(x)
     tiny = jnp.finfo(x.dtype).tiny ** 0.5
     return x / jnp.sqrt(jnp.square(x).sum(axis=1, keepdims=True) + tiny)
 
 
-DISTANCES = {"squared_euclidean": squared_euclidean, "cosine": cosine}
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+DISTANCES = {"squared_euclidean": squared_euclidean, "cosine": cosine, "dot_product": dot_product}

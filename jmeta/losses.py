@@ -12,7 +12,7 @@ def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n
 
     Args:
         outputs: `[n, ways]` logits.
-        targets: `[n, ways]` one-hot.
+        targets: `[n, ways]` one-hot; a row of zeros does not count.
 
     Returns:
         The mean loss; code that sums over the `n` examples needs an inner rate α smaller by a factor of `n`.
@@ -26,7 +26,7 @@ def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n
         0.4621
     """
     _check_shape(outputs, targets)
-    return optax.losses.softmax_cross_entropy(outputs, targets).mean()
+    return optax.losses.softmax_cross_entropy(outputs, targets).sum() / jnp.maximum(targets.sum(), 1.0)
 
 
 def mean_squared_error(outputs: Float[Array, "..."], targets: Float[Array, "n outputs"]) -> Float[Array, ""]:
@@ -56,7 +56,7 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> F
 
     Args:
         outputs: `[n, ways]` logits.
-        targets: `[n, ways]` one-hot.
+        targets: `[n, ways]` one-hot; a row of zeros does not count.
 
     Returns:
         A share in `[0, 1]`; NaN where an output is not finite.
@@ -70,7 +70,9 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> F
         1.0
     """
     _check_shape(outputs, targets)
-    share = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)).mean(dtype=outputs.dtype)
+    labelled = targets.any(axis=-1)
+    right = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)) & labelled
+    share = right.sum(dtype=outputs.dtype) / jnp.maximum(labelled.sum(dtype=outputs.dtype), 1.0)
     return jnp.where(jnp.isfinite(outputs).all(), share, jnp.nan)  # the largest of NaN would be class 0
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 
 from jmeta.core import TaskSource
 from jmeta.data.cache import cached
-from jmeta.data.episodes import from_arrays
+from jmeta.data.episodes import Size, from_arrays
 from jmeta.errors import ConfigError
+from jmeta.models.text import hashed_text
 
 SPLITS = ("train", "validation", "test")
+DESCRIPTIONS = ("attributes", "text")
 
 FORMAT = 1  # raise it when the code that renders changes, so that old cache files are left alone
 FACES = (
@@ -60,10 +62,11 @@ class Glyphs(NamedTuple):
 def glyphs(
     *,
     split: str = "train",
-    ways: int = 5,
-    shots: int = 1,
+    ways: Size = 5,
+    shots: Size = 1,
     queries: int = 15,
     confusable: bool = False,
+    descriptions: str | None = None,
     batch: int | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes of characters, each drawn from a random font face under a random affine warp.
@@ -73,17 +76,19 @@ def glyphs(
 
     Args:
         split: `"train"`, `"validation"` or `"test"`.
-        ways: number of classes of an episode.
-        shots: labelled support examples a class.
+        ways: number of classes of an episode, or `(least, most)`.
+        shots: labelled support examples a class, or `(least, most)`; 0 with descriptions.
         queries: query examples a class.
         confusable: draw all classes of an episode from one family, a base letter with its diacritics.
+        descriptions: what describes each class in the support, made of its Unicode name: `"attributes"`, see
+            `glyph_attributes`, or `"text"`, the hashed n-grams of the name, see `jmeta.hashed_text`.
         batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
 
     Returns:
         A source of tasks with images `[n, 28, 28, 1]` in `[0, 1]`; `names` holds the Unicode name of each class.
 
     Raises:
-        ConfigError: an unknown split.
+        ConfigError: an unknown split or kind of descriptions.
         DataError: more ways than the split has classes, or, when confusable, than its largest family has.
 
     Example:
@@ -98,9 +103,15 @@ def glyphs(
     """
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}.")
+    if descriptions is not None and descriptions not in DESCRIPTIONS:
+        raise ConfigError(f"descriptions is {descriptions!r}; choose one of {', '.join(DESCRIPTIONS)}, or None.")
     data = load_glyphs()
     mine = data.splits == SPLITS.index(split)
-    repeats = np.maximum(1, -(-(shots + queries) // np.bincount(data.labels)))
+    examples = queries + max(1, shots if isinstance(shots, int) else shots[1])
+    repeats = np.maximum(1, -(-examples // np.bincount(data.labels)))
+    described = None
+    if descriptions is not None:
+        described = (hashed_text(data.names) if descriptions == "text" else glyph_attributes(data.names))[mine]
     rows = np.repeat(np.arange(len(data.labels)), np.where(mine, repeats, 0)[data.labels])
     return from_arrays(
         data.images[rows],
@@ -110,9 +121,54 @@ def glyphs(
         queries=queries,
         names=[name for name, chosen in zip(data.names, mine, strict=True) if chosen],
         families=data.families[mine] if confusable else None,
+        descriptions=described,
         transform=warp,
         batch=batch,
     )
+
+
+def glyph_attributes(names: Sequence[str]) -> Float[np.ndarray, "classes attributes"]:
+    """What a Unicode name says about a character, as ones and zeros.
+
+    "LATIN SMALL LETTER A WITH DIAERESIS AND MACRON" has the script LATIN, the case SMALL, the base A, the cased base
+    SMALL A, the base of its script LATIN SMALL A, and the marks DIAERESIS and MACRON; every word is an attribute as
+    well (BELOW in DOT BELOW). Marks recur on other letters, so that most unseen characters consist of seen attributes.
+
+    Args:
+        names: all names whose attributes are to be compared; together they decide which attributes there are.
+
+    Returns:
+        `[classes, attributes]`, float32, sorted by attribute.
+
+    Example:
+        >>> from jmeta.data.glyphs import glyph_attributes
+        >>> glyph_attributes(["LATIN SMALL LETTER A", "LATIN SMALL LETTER B"]).sum(axis=1).tolist()
+        [7.0, 7.0]
+    """
+    sets = [_attributes(name) for name in names]
+    index = {attribute: i for i, attribute in enumerate(sorted(set.union(*sets)))}
+    table = np.zeros((len(sets), len(index)), np.float32)
+    for row, attributes in zip(table, sets, strict=True):
+        row[[index[attribute] for attribute in attributes]] = 1.0
+    return table
+
+
+def _attributes(name: str) -> set[str]:
+    before, _, after = name.partition(" WITH ")
+    words = before.split()
+    script, rest = words[0], [word for word in words[1:] if word not in ("CAPITAL", "SMALL", "LETTER")]
+    case = next((word for word in words if word in ("CAPITAL", "SMALL")), "")
+    base, marks = " ".join(rest), after.split(" AND ") if after else []
+    return {
+        f"script {script}",
+        f"case {case}",
+        f"base {base}",
+        f"cased {case} {base}",
+        f"whole {before}",
+        *(f"mark {mark}" for mark in marks),
+        *(f"word {word}" for word in (*rest, *(word for mark in marks for word in mark.split()))),
+        *(f"marked {case} {mark}" for mark in marks),
+    } | ({"plain"} if not marks else set())
 
 
 def warp(

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.distances import squared_euclidean
 from jmeta.losses import softmax_cross_entropy
+from jmeta.masks import only, shots
 
 Distance = Callable[
     [Float[Array, "queries features"], Float[Array, "classes features"]], Float[Array, "queries classes"]
@@ -24,7 +26,8 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 
     Returns:
         The learner. Its parameters do not depend on the number of ways, so that training on more ways than at test, as
-        the paper advises, needs no other learner. `Adapted.params` is `(θ, prototypes [ways, features])`.
+        the paper advises, needs no other learner. `Adapted.params` is `(θ, prototypes [ways, features], present
+        [ways])`; a class without an example is not present and never the answer.
 
     Raises:
         ModelError: `model` is no `Model`.
@@ -47,12 +50,13 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         embeddings, state = model.apply(key, params, state, support.inputs, train=True)
-        return Adapted((params, prototypes(embeddings, support.targets)), state, {})
+        means = prototypes(embeddings, support.targets)
+        return Adapted((params, means, shots(support.targets) > 0), state, {})
 
     def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
-        params, prototypes = adapted.params
+        params, means, present = adapted.params
         embeddings, _ = model.apply(key, params, adapted.state, inputs, train=False)
-        return -distance(embeddings, prototypes)
+        return only(present, -distance(embeddings, means))
 
     return episodic(init, adapt, predict, softmax_cross_entropy)
 
@@ -60,11 +64,11 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 def prototypes(
     embeddings: Float[Array, "shots features"], targets: Float[Array, "shots ways"]
 ) -> Float[Array, "ways features"]:
-    """The mean of the embedded shots of each class.
+    """The mean of the embedded shots of each class; zeros for a class that has none.
 
     Args:
         embeddings: `[ways * shots, features]`.
-        targets: `[ways * shots, ways]` one-hot.
+        targets: `[ways * shots, ways]` one-hot; a row of zeros does not count.
 
     Returns:
         `[ways, features]`.
@@ -75,4 +79,4 @@ def prototypes(
         >>> prototypes(jnp.ones((4, 3)), jnp.eye(2).repeat(2, axis=0)).shape
         (2, 3)
     """
-    return targets.T @ embeddings / targets.sum(axis=0)[:, None]
+    return targets.T @ embeddings / jnp.maximum(shots(targets), 1.0)[:, None]

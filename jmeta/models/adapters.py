@@ -168,3 +168,23 @@ def _train_option(function: Callable[..., Any]) -> Callable[[bool], dict[str, An
     """`train` as keyword arguments of a function, none if it has no such parameter."""
     takes_train = "train" in inspect.signature(function).parameters
     return lambda train: {"train": train} if takes_train else {}
+
+
+def identity() -> Model:
+    """The model that gives its inputs, flattened: for precomputed embeddings, or for baselines on raw pixels.
+
+    Returns:
+        The model, without parameters: `[n, ...] -> [n, features]`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta
+        >>> jmeta.identity().apply(jax.random.key(0), {}, {}, jnp.ones((2, 4, 4, 1)), train=False)[0].shape
+        (2, 16)
+    """
+
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+    ) -> tuple[PyTree, State]:
+        return inputs.reshape(inputs.shape[0], -1), state
+
+    return Model(lambda key, inputs: ({}, {}), apply)

@@ -1,0 +1,68 @@
+"""Few-shot episodes from features that another model computed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array
+
+from jmeta.core import TaskSource
+from jmeta.data.episodes import Descriptions, Size, from_arrays
+from jmeta.errors import DataError
+
+
+def from_embeddings(
+    embeddings: np.ndarray | Array,
+    labels: np.ndarray | Array | Sequence[int],
+    descriptions: Descriptions | None = None,
+    *,
+    ways: Size = 5,
+    shots: Size = 1,
+    queries: int = 15,
+    names: Sequence[str] = (),
+) -> TaskSource:
+    """N-way K-shot episodes from precomputed embeddings (CLIP, sentence-transformers, a network of your own).
+
+    Args:
+        embeddings: `[n, features]`, of images, texts, molecules; no row of zeros, which has no direction for a cosine.
+        labels: `[n]`, any integers, in any order.
+        descriptions: `[classes, width]` in the order of the sorted distinct labels, or a mapping from each label to its
+            description: embeddings of the classes' names, or attributes.
+        ways: number of classes of an episode, or `(least, most)`.
+        shots: labelled support examples a class, or `(least, most)`; 0 with descriptions.
+        queries: query examples a class.
+        names: the name of each class, in the order of the sorted distinct labels.
+
+    Returns:
+        A source of tasks, see `jmeta.from_arrays`. `jmeta.linen(jmeta.MLP(outputs=None, hidden=(256,)))` is a model for
+        them, and `jmeta.identity()` one that takes them as they are.
+
+    Raises:
+        DataError: embeddings that are no matrix or have a row of zeros, and all that `jmeta.from_arrays` refuses.
+
+    Example:
+        >>> import jax, jmeta, numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> names = random.normal(size=(6, 32))  # one embedding a class
+        >>> source = jmeta.from_embeddings(random.normal(size=(120, 64)), np.repeat(np.arange(6), 20), names)
+        >>> task = source.sample(jax.random.key(0), source.data)
+        >>> task.support.inputs.shape, task.support.descriptions.shape
+        ((5, 64), (5, 32))
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2:
+        raise DataError(f"embeddings have shape {list(embeddings.shape)}; give a matrix [n, features].")
+    zero = np.flatnonzero(~embeddings.any(axis=1))
+    if len(zero):
+        raise DataError(
+            f"embedding {zero[0]} is all zeros, which has no direction for a cosine; drop the row, or use from_arrays "
+            "with a Euclidean distance."
+        )
+    return from_arrays(
+        embeddings.astype(np.float32),
+        labels,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        names=names,
+        descriptions=descriptions,
+    )

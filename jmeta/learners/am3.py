@@ -1,0 +1,88 @@
+"""Adaptive modality mixture (Xing et al. 2019)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.distances import squared_euclidean
+from jmeta.learners.prototypical import Distance, prototypes
+from jmeta.learners.zero_shot import init_towers, read_descriptions
+from jmeta.losses import softmax_cross_entropy
+from jmeta.masks import described, only, shots
+from jmeta.models.adapters import linen
+from jmeta.models.networks import MLP
+
+
+def am3(
+    model: Model,
+    *,
+    describe: Model | None = None,
+    gate: Model | None = None,
+    distance: Distance = squared_euclidean,
+) -> MetaLearner:
+    """AM3: the prototype of a class is a mixture of its images and its description, by a gate for each class.
+
+    wₖ = g_θ(description of class k), cₖ = mean of f_θ(x) over the shots x of class k,
+    λₖ = σ(h_θ(wₖ, log(1 + shotsₖ))), pₖ = λₖ cₖ + (1 − λₖ) wₖ; p(y = k | x) = softmaxₖ(−d(f_θ(x), pₖ)).
+
+    Without a shot λₖ = 0, which is zero-shot learning, and without a description λₖ = 1, which is a prototypical
+    network: trained on a range of shots, one model serves them all.
+
+    Args:
+        model: the embedding f_θ, whose outputs `[n, features]` have any width.
+        describe: g_θ before its last linear map; default as in `jmeta.zero_shot`.
+        gate: h_θ, whose outputs are `[ways, 1]`; default: a perceptron with one hidden layer of 64.
+        distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
+
+    Returns:
+        The learner, for any number of ways; its support has descriptions. `Adapted.params` is
+        `(θ, prototypes [ways, features], present [ways])`, `Adapted.info["image_share"]` is the mean of λₖ.
+
+    Raises:
+        ModelError: a model is no `Model`.
+        DataError: from `init` and `fit`: the support has no descriptions.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.am3(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max")))
+        >>> tasks = jmeta.glyphs(shots=(0, 10), queries=5, descriptions="attributes")
+
+    Reference: Xing, Rostamzadeh, Oreshkin, Pinheiro 2019, "Adaptive Cross-Modal Few-shot Learning", section 3.3,
+    https://arxiv.org/abs/1902.07104.
+
+    Differences from the paper: the gate sees the number of shots beside wₖ, so that one model can serve any number; the
+    paper trains one for each. The authors' networks for g and h have dropout, these have not.
+    """
+    check_model(model)
+    gate = gate or linen(MLP(outputs=1, hidden=(64,)))
+    check_model(gate)
+
+    def gate_inputs(w: Float[Array, "ways features"], targets: Float[Array, "n ways"]) -> Array:
+        return jnp.concatenate([w, jnp.log1p(shots(targets))[:, None]], axis=1)
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        towers_key, gate_key, read_key = jax.random.split(key, 3)
+        params, state = init_towers(model, describe, towers_key, task)
+        w, _ = read_descriptions(describe, read_key, params, state, task.support, train=False)
+        gate_params, gate_state = gate.init(gate_key, gate_inputs(w, task.support.targets))
+        return {**params, "gate": gate_params}, {**state, "gate": gate_state}
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        model_key, describe_key, gate_key = jax.random.split(key, 3)
+        z, model_state = model.apply(model_key, params["model"], state["model"], support.inputs, train=True)
+        w, state = read_descriptions(describe, describe_key, params, state, support, train=True)
+        inputs = gate_inputs(w, support.targets)
+        logit, gate_state = gate.apply(gate_key, params["gate"], state["gate"], inputs, train=True)
+        seen, told = shots(support.targets) > 0, described(support.descriptions)
+        λ = jnp.where(seen & told, jax.nn.sigmoid(logit[:, 0]), seen.astype(w.dtype))
+        mixed = λ[:, None] * prototypes(z, support.targets) + (1 - λ[:, None]) * w
+        state = {**state, "model": model_state, "gate": gate_state}
+        return Adapted((params, mixed, seen | told), state, {"image_share": λ.mean()})
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+        params, mixed, present = adapted.params
+        embeddings, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
+        return only(present, -distance(embeddings, mixed))
+
+    return episodic(init, adapt, predict, softmax_cross_entropy)

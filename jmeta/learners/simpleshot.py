@@ -1,0 +1,83 @@
+"""SimpleShot: nearest class mean on the embeddings of a plain classifier (Wang et al. 2019)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Adapted, Examples, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.distances import squared_euclidean, unit
+from jmeta.errors import ConfigError
+from jmeta.learners.prototypical import prototypes
+from jmeta.losses import softmax_cross_entropy
+from jmeta.masks import only, shots
+
+
+def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, momentum: float = 0.99) -> MetaLearner:
+    """SimpleShot: pre-train one classifier of all training classes, then take the nearest class mean of its embedding.
+
+    Pre-training minimises the cross-entropy of W f_θ(x) + b over all classes at once. On a task nothing is learned:
+    with z = (f_θ(x) − μ) / ‖f_θ(x) − μ‖ and μ the mean embedding of the training classes, class k is the mean cₖ of
+    its z, and p(y = k | x) = softmaxₖ(−‖z − cₖ‖²).
+
+    Args:
+        model: the embedding f_θ, whose outputs `[n, features]` have any width.
+        centre: whether to subtract μ.
+        normalise: whether to divide by the length.
+        momentum: μ is the moving average over the batches of pre-training, of which this share of the old is kept.
+
+    Returns:
+        The learner, for any number of ways. Train it on a source with `batch=...`, whose queries are examples of all
+        training classes, and evaluate it on episodes. `Adapted.params` is
+        `(θ, prototypes [ways, features], present [ways])`; its state holds μ.
+
+    Raises:
+        ConfigError: momentum is not in [0, 1).
+        ModelError: `model` is no `Model`.
+
+    Example:
+        >>> import jax, jmeta
+        >>> learner = jmeta.simpleshot(jmeta.linen(jmeta.Conv4(outputs=None, batch_norm="running")))
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, jmeta.glyphs(batch=64), steps=2, tasks=1)
+
+    Reference: Wang, Chao, Weinberger, van der Maaten 2019, "SimpleShot: Revisiting Nearest-Neighbor Classification for
+    Few-Shot Learning", section 3, https://arxiv.org/abs/1911.04623.
+
+    Differences from the paper: μ is a moving average during pre-training and not computed after it; the paper stops
+    pre-training by the accuracy on validation tasks.
+    """
+    check_model(model)
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum is {momentum}; give a number from 0 to 1, without 1.")
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        body_key, head_key = jax.random.split(key)
+        body, state = model.init(body_key, task.query.inputs)
+        z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
+        shape = (z.shape[-1], task.query.targets.shape[-1])
+        head = {"kernel": jax.nn.initializers.lecun_normal()(head_key, shape, z.dtype), "bias": jnp.zeros(shape[1:])}
+        return {"body": body, "head": head}, {"model": state, "mean": jnp.zeros(z.shape[-1], z.dtype)}
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        z, model_state = model.apply(key, params["body"], state["model"], task.query.inputs, train=True)
+        loss = softmax_cross_entropy(z @ params["head"]["kernel"] + params["head"]["bias"][None], task.query.targets)
+        mean = momentum * state["mean"] + (1.0 - momentum) * jax.lax.stop_gradient(z).mean(axis=0)
+        return loss, ({"model": model_state, "mean": mean}, {})
+
+    def transformed(z: Float[Array, "n features"], state: State) -> Float[Array, "n features"]:
+        z = z - state["mean"][None] if centre else z
+        return unit(z) if normalise else z
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        z, model_state = model.apply(key, params["body"], state["model"], support.inputs, train=True)
+        state = {**state, "model": model_state}
+        means = prototypes(transformed(z, state), support.targets)
+        return Adapted((params, means, shots(support.targets) > 0), state, {})
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+        params, means, present = adapted.params
+        z, _ = model.apply(key, params["body"], adapted.state["model"], inputs, train=False)
+        return only(present, -squared_euclidean(transformed(z, adapted.state), means))
+
+    return MetaLearner(init, adapt, predict, over_tasks(one_task))

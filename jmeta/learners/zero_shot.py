@@ -1,0 +1,112 @@
+"""Zero-shot learning: classes known by their descriptions alone (Snell et al. 2017, section 2.7)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.distances import squared_euclidean
+from jmeta.errors import DataError
+from jmeta.learners.prototypical import Distance
+from jmeta.losses import softmax_cross_entropy
+from jmeta.masks import described, only
+from jmeta.models.adapters import linen
+from jmeta.models.networks import MLP
+from jmeta.models.text import TextEncoder
+
+
+def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance = squared_euclidean) -> MetaLearner:
+    """Zero-shot learning: the description of a class becomes its prototype in the space of the images.
+
+    wₖ = g_θ(description of class k); p(y = k | x) = softmaxₖ(−d(f_θ(x), wₖ)).
+
+    Args:
+        model: the embedding f_θ of the queries, whose outputs `[n, features]` have any width.
+        describe: g_θ before its last linear map, which the learner adds to reach the width of f_θ. Default: for
+            descriptions that are vectors a perceptron with one hidden layer of 256, for token ids `jmeta.TextEncoder`
+            with one too.
+        distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
+
+    Returns:
+        The learner. It looks at the descriptions in the support and not at its images; any number of ways.
+        `Adapted.params` is `(θ, prototypes [ways, features], present [ways])`; a class whose description is all zeros
+        is not present and never the answer.
+
+    Raises:
+        ModelError: `model` or `describe` is no `Model`.
+        DataError: from `init` and `fit`: the support has no descriptions.
+
+    Example:
+        >>> import jmeta
+        >>> learner = jmeta.zero_shot(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max")))
+        >>> unseen = jmeta.glyphs(split="test", shots=0, descriptions="attributes")
+
+    Reference: Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", sections 2.7 and 3.3,
+    https://arxiv.org/abs/1703.05175; the task: Lampert, Nickisch, Harmeling 2009, "Learning To Detect Unseen Object
+    Classes by Between-Class Attribute Transfer".
+
+    Differences from the paper: the paper's f and g are linear maps, on features of a network trained on ImageNet and on
+    attributes, and its prototypes have unit length; here both are learned networks, and prototypes have any length.
+    """
+    check_model(model)
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        return init_towers(model, describe, key, task)
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        prototypes, state = read_descriptions(describe, key, params, state, support, train=True)
+        return Adapted((params, prototypes, described(support.descriptions)), state, {})
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+        params, prototypes, present = adapted.params
+        embeddings, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
+        return only(present, -distance(embeddings, prototypes))
+
+    return episodic(init, adapt, predict, softmax_cross_entropy)
+
+
+def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+    """θ and state of f (`"model"`) and g (`"describe"`, and `"map"` to the width of f)."""
+    descriptions = descriptions_of(task.support)
+    reader = _reader(describe, descriptions)
+    model_key, describe_key, map_key = jax.random.split(key, 3)
+    params, state = model.init(model_key, task.query.inputs)
+    describe_params, describe_state = reader.init(describe_key, descriptions)
+
+    def width(network: Model, params: Params, state: State, inputs: PyTree) -> int:
+        outputs, _ = jax.eval_shape(lambda: network.apply(key, params, state, inputs, train=False))
+        return int(outputs.shape[-1])
+
+    shape = width(reader, describe_params, describe_state, descriptions), width(model, params, state, task.query.inputs)
+    linear = jax.nn.initializers.lecun_normal()(map_key, shape, jax.tree.leaves(describe_params)[0].dtype)
+    return {"model": params, "describe": describe_params, "map": linear}, {"model": state, "describe": describe_state}
+
+
+def read_descriptions(
+    describe: Model | None, key: Key[Array, ""], params: Params, state: State, support: Examples, *, train: bool
+) -> tuple[Float[Array, "ways features"], State]:
+    """wₖ = g(description of class k) in the space of f, and the state after it."""
+    descriptions = descriptions_of(support)
+    reader = _reader(describe, descriptions)
+    features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
+    return features @ params["map"], {**state, "describe": new}
+
+
+def descriptions_of(support: Examples) -> Array:
+    """The descriptions of a support; `DataError` where it has none."""
+    if isinstance(support.descriptions, tuple):
+        raise DataError(
+            "the support has no descriptions of its classes; give from_arrays(..., descriptions=...), or glyphs("
+            "descriptions='attributes')."
+        )
+    return support.descriptions
+
+
+def _reader(describe: Model | None, descriptions: Array) -> Model:
+    if describe is not None:
+        check_model(describe)
+        return describe
+    text = jnp.issubdtype(descriptions.dtype, jnp.integer)
+    return linen(
+        TextEncoder(features=128, hidden=256, spread=0.05, dropout=0.0) if text else MLP(outputs=None, hidden=(256,))
+    )

@@ -1,0 +1,43 @@
+"""Classes and examples that are not there: tasks of different ways and shots in one compiled program.
+
+A row of zeros in `targets` is an example without a label, a column of zeros a class without an example. Matrix products
+with the targets leave both away, so that a learner needs two things only: means that do not divide by zero, and answers
+that never are a class which is not there.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def shots(targets: Float[Array, "n ways"]) -> Float[Array, "ways"]:
+    """The number of examples of each class."""
+    return targets.sum(axis=0)
+
+
+def described(descriptions: Array) -> Bool[Array, "ways"]:
+    """Which classes have a description, one that is not all zeros: `[ways, ...] -> [ways]`."""
+    return descriptions.reshape(descriptions.shape[0], -1).any(axis=1)
+
+
+def only(present: Bool[Array, "ways"], outputs: Float[Array, "n ways"]) -> Float[Array, "n ways"]:
+    """The logits, 100 below the least of its row for each class that is not there: no probability and no gradient.
+
+    Not the least number there is: the loss of a query whose class has no example stays one that can be averaged.
+
+    Args:
+        present: `[ways]`.
+        outputs: `[n, ways]` logits.
+
+    Returns:
+        `[n, ways]`, finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jmeta.masks import only
+        >>> jax.nn.softmax(only(jnp.asarray([True, False]), jnp.zeros((1, 2)))).tolist()
+        [[1.0, 0.0]]
+    """
+    least = jnp.where(present[None], outputs, jnp.inf).min(axis=1, keepdims=True)
+    floor = jax.lax.stop_gradient(jnp.where(present.any(), least - 100.0, 0.0))
+    return jnp.where(present[None], outputs, floor)
