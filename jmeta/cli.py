@@ -22,7 +22,7 @@ from rich.table import Column, Table
 import jmeta
 from jmeta import experiment, plots
 from jmeta.checkpoint import latest_step, restore, save, write_whole
-from jmeta.core import Examples, MetaLearner, Model
+from jmeta.core import Examples
 from jmeta.data import DATA
 from jmeta.data.folders import read_images
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
@@ -30,6 +30,7 @@ from jmeta.experiment import Config, check_seed
 from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
+from jmeta.models.text import hashed_text
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
 # None stands for "not given", so that --resume can tell what was
@@ -60,6 +61,10 @@ class Train:
     """Query examples a class."""
     train_ways: _Int = None
     """Classes of a training episode, if other than --ways."""
+    train_shots: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(metavar="LEAST MOST", help_behavior_hint=_OF_THE_LEARNER)
+    ] = None
+    """Labelled examples a class of a training episode, a range, if other than --shots."""
     train_queries: _Int = None
     """Query examples a class of a training episode, if other than --queries."""
     steps: _Int = None
@@ -78,8 +83,10 @@ class Train:
     """Images of a batch, for a learner that pre-trains on all classes at once."""
     options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
     """Options of the learner, as `--options proximal=2.0`; its documentation lists them."""
+    descriptions: _Name = None
+    """Descriptions of the classes: attributes or text."""
     distance: _Name = None
-    """Distance kernel: squared_euclidean or cosine."""
+    """Distance kernel: squared_euclidean, cosine or dot_product."""
     batch_norm: _Name = None
     """Batch-norm policy: transductive, per_task or running."""
     dtype: _Name = None
@@ -228,9 +235,10 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
     axis, results = _adaptation(config, train_state, result)
     plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
     table = _result_table(config, result)
-    if metric is accuracy:
-        source = experiment.make_source(config, "test")
-        pixels = evaluate(jax.random.key(1), _nearest_mean(), {}, {}, source, episodes=600)
+    source = experiment.make_source(config, "test")
+    inputs = jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs
+    if metric is accuracy and config.shots > 0 and inputs.ndim == 4:
+        pixels = evaluate(jax.random.key(1), jmeta.prototypical(jmeta.identity()), {}, {}, source, episodes=600)
         table.add_row("nearest mean on raw pixels", _interval(config, pixels))
     _print_result(config, result, table)
     print(f"written to {out}/")
@@ -243,7 +251,8 @@ def _adaptation(
     if config.inner_steps is None:
         queries = min(5, config.queries)  # so that ten shots are left of the 20 images that a class of Omniglot has
         return "shots", [
-            _evaluate(config, train_state, "test", 200, 1, shots=shots, queries=queries) for shots in _SHOTS
+            _evaluate(config, train_state, "test", 200, 1, shots=shots, queries=queries)
+            for shots in ((0,) if config.descriptions else ()) + _SHOTS
         ]
     done = result["test_inner_steps"]
     return "test_inner_steps", [
@@ -274,14 +283,6 @@ def _evaluate(
         metric=DATA[config.data].metric,
     )
     return {"split": split, **result, **experiment.protocol(config), "test_inner_steps": steps, "seed": seed}
-
-
-def _nearest_mean() -> MetaLearner:
-    pixels = Model(
-        init=lambda key, inputs: ({}, {}),
-        apply=lambda key, params, state, inputs, *, train: (inputs.reshape(inputs.shape[0], -1), state),
-    )
-    return jmeta.prototypical(pixels)
 
 
 def evaluate_run(flags: Evaluate) -> None:
@@ -319,7 +320,9 @@ def adapt_run(flags: Adapt) -> None:
     train_state = _restore(flags.run, config)
     learner = experiment.make_learner(config, source, inner_steps=config.test_inner_steps)
     examples = Examples(
-        _scaled(support.images), jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels])
+        _scaled(support.images),
+        jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels]),
+        _descriptions_of(flags.run, config, support.names),
     )
     adapt_key, predict_key = jax.random.split(jax.random.key(0))
     adapted = jax.jit(learner.adapt)(adapt_key, train_state.params, train_state.state, examples)
@@ -335,6 +338,15 @@ def adapt_run(flags: Adapt) -> None:
     for row in rows:
         table.add_row(escape(str(row["file"])), escape(str(row["class"])), f"{row['probability']:.3f}")
     Console().print(table)
+
+
+def _descriptions_of(run: Path, config: Config, names: Sequence[str]) -> Any:
+    """What the names of the sub-folders say about the classes, for a run that reads text."""
+    if config.descriptions is None:
+        return ()
+    if config.descriptions != "text":
+        raise ConfigError(f"{run} reads {config.descriptions}, which a folder has not; train with --descriptions text.")
+    return jnp.asarray(hashed_text(names))
 
 
 def list_all(flags: List) -> None:

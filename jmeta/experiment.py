@@ -81,9 +81,11 @@ class Config:
     batch_norm: str | None
     outer_rate: float
     seed: int
-    dtype: str | None = None  # these four are not in the config.json of older runs
+    dtype: str | None = None  # these are not in the config.json of older runs
     inner_optimizer: str | None = None
     batch: int | None = None
+    train_shots: int | tuple[int, int] | None = None
+    descriptions: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -126,8 +128,11 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     lookup(dict.fromkeys(DTYPES), settings["dtype"], "dtype")
     if settings["inner_optimizer"] is not None:
         lookup(INNER_OPTIMIZERS, settings["inner_optimizer"], "inner optimiser")
-    for name, same in (("train_ways", "ways"), ("train_queries", "queries"), ("test_inner_steps", "inner_steps")):
-        settings.setdefault(name, settings[same])
+    for name in ("train_ways", "train_shots", "train_queries", "test_inner_steps"):
+        settings.setdefault(name, settings[name.partition("_")[2]])
+    if isinstance(settings["train_shots"], list | tuple):  # a list as config.json has it
+        least, most = settings["train_shots"]
+        settings["train_shots"] = most if least == most else (least, most)
     takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
     for name, as_name in _MEANING.items():
         if as_name not in takes:
@@ -140,13 +145,31 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         if "batch" in given:
             raise ConfigError(f"--batch has no meaning for {learner} on {data}; leave it away.")
         settings["batch"] = None
+    settings["descriptions"] = _descriptions(learner, data, settings.get("descriptions"))
     for name, value in settings.items():
+        if name in ("shots", "train_shots") and value == 0 and settings["descriptions"] is not None:
+            continue
         if isinstance(value, int | float) and name != "seed" and not value > 0:
             raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
     check_seed(settings["seed"])
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
         raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
     return Config(learner=learner, data=data, **settings)
+
+
+def _descriptions(learner: str, data: str, given: str | None) -> str | None:
+    """Which descriptions of the data the learner reads."""
+    kinds, entry = DATA[data].descriptions, LEARNERS[learner]
+    if not entry.descriptions and given is None:
+        return None
+    if not entry.descriptions and "descriptions" not in inspect.signature(entry.make).parameters:
+        raise ConfigError(f"--descriptions has no meaning for {learner}; leave it away.")
+    if not kinds:
+        others = [name for name, other in DATA.items() if other.descriptions]
+        raise ConfigError(f"{learner} reads descriptions of classes and {data} has none; use {' or '.join(others)}.")
+    if given is not None:
+        lookup(dict.fromkeys(kinds), given, f"kind of descriptions of {data},")
+    return given or kinds[0]
 
 
 def _options(learner: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +228,8 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
         options["distance"] = DISTANCES[config.distance]
     if config.inner_optimizer is not None:
         options["inner_optimizer"] = INNER_OPTIMIZERS[config.inner_optimizer]
+    if config.descriptions is not None and not entry.descriptions:
+        options["descriptions"] = True
     if "loss" in inspect.signature(entry.make).parameters:
         options["loss"] = data.loss
     elif data.loss is not softmax_cross_entropy:
@@ -217,7 +242,7 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     return entry.make(linen(network(outputs=outputs, **network_options, **needed)), **options)
 
 
-def make_source(config: Config, split: str, **episode: int) -> TaskSource:
+def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     """Tasks of a run: `train` with the training ways and queries, `validation` and `test` with those of the report.
 
     Args:
@@ -243,9 +268,10 @@ def make_source(config: Config, split: str, **episode: int) -> TaskSource:
     train = split == "train"
     size = {
         "ways": config.train_ways if train else config.ways,
-        "shots": config.shots,
+        "shots": config.train_shots if train else config.shots,
         "queries": config.train_queries if train else config.queries,
         "batch": config.batch if train else None,
+        "descriptions": config.descriptions,
         **episode,
     }
     return DATA[config.data].load(split=split, **{name: value for name, value in size.items() if value is not None})
@@ -293,6 +319,7 @@ def protocol(config: Config) -> Mapping[str, Any]:
         "batch_norm": config.batch_norm,
         "dtype": config.dtype,
         "test_inner_steps": config.test_inner_steps,
+        "descriptions": config.descriptions,
         "options": dict(config.options),
         "ensemble": 1,
         "train_seed": config.seed,

@@ -50,13 +50,14 @@ def learner(entry):
     return make(entry)
 
 
-def episodes(batch=None):
-    """Six classes of noisy 8x8 images, easy to tell apart by their stripes."""
+def episodes(batch=None, **size):
+    """Six described classes of noisy 8x8 images, easy to tell apart by their stripes."""
     random = np.random.default_rng(0)
     means = random.normal(size=(6, 1, 2, 2, 1)).repeat(4, axis=2).repeat(4, axis=3)
     images = (means + 0.3 * random.normal(size=(6, 10, 8, 8, 1))).reshape(60, 8, 8, 1)
     labels = np.repeat(np.arange(6), 10)
-    return jmeta.from_arrays(images, labels, ways=WAYS, shots=SHOTS, queries=QUERIES, batch=batch)
+    size = {"ways": WAYS, "shots": SHOTS, **size}
+    return jmeta.from_arrays(images, labels, queries=QUERIES, batch=batch, descriptions=np.eye(6), **size)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,24 @@ def test_it_learns_in_one_compiled_program(entry, learner, source, training):
     tester = learner if steps is None else make(entry, inner_steps=steps)
     accuracy = jmeta.evaluate(KEY, tester, fitted.params, fitted.state, source, episodes=50)["accuracy"]
     assert accuracy > 1.5 / WAYS
+
+
+def test_tasks_of_which_a_part_is_not_there(entry):
+    """Ways and shots vary in one shape: values and gradients are finite, and no answer is a class that is not there."""
+    learner = make(entry)
+    masked = episodes(ways=(2, WAYS), shots=(1, SHOTS))
+    training = episodes(batch=16) if entry.pretrains else masked
+    tasks = sampled(training)
+    params, state = learner.init(KEY, task_of(tasks, 0))
+    loss = jax.jit(jax.value_and_grad(lambda p: learner.objective(KEY, p, state, tasks)[0]))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(loss(params)))
+    episode = sampled(masked, tasks=8)
+    outputs = jax.jit(jax.vmap(answers(learner, params, state)))(episode)[1]
+    assert jnp.isfinite(outputs).all()
+    if entry.embedding and not entry.pretrains:  # a head has an output for each way that it was made for
+        present = episode.support.targets.any(axis=1)
+        assert not present.all()
+        assert jnp.take_along_axis(present, outputs.argmax(axis=2), axis=1).all()
 
 
 def test_inner_steps_of_zero_are_for_evaluation_alone(entry, source, initial):

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Float
 
 from jmeta.core import TaskSource
-from jmeta.data.glyphs import glyphs
+from jmeta.data.clinc150 import clinc150
+from jmeta.data.glyphs import DESCRIPTIONS, glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
@@ -26,6 +27,7 @@ class Entry(NamedTuple):
         loss: of one task.
         metric: what is reported.
         defaults: options of `jmeta train` that suit the data; they come before those of the learner.
+        descriptions: kinds of descriptions of classes that `load` takes as `descriptions=`, the usual one first.
     """
 
     load: Callable[..., TaskSource]
@@ -34,6 +36,7 @@ class Entry(NamedTuple):
     loss: Measure = softmax_cross_entropy
     metric: Measure = accuracy
     defaults: Mapping[str, Any] = {}
+    descriptions: tuple[str, ...] = ()
 
 
 def _sinusoid(*, split: str, shots: int, queries: int) -> TaskSource:
@@ -47,9 +50,24 @@ def _omniglot_lake(*, split: str, ways: int, shots: int, queries: int, batch: in
 
 
 DATA: Mapping[str, Entry] = {
-    "glyphs": Entry(glyphs, "characters of matplotlib's fonts, randomly warped; needs no download", "jmeta"),
+    "glyphs": Entry(
+        glyphs,
+        "characters of matplotlib's fonts, randomly warped; needs no download",
+        "jmeta",
+        descriptions=DESCRIPTIONS,
+    ),
     "glyphs-confusable": Entry(
-        partial(glyphs, confusable=True), "glyphs, all classes of an episode from one base letter", "jmeta"
+        partial(glyphs, confusable=True),
+        "glyphs, all classes of an episode from one base letter",
+        "jmeta",
+        descriptions=DESCRIPTIONS,
+    ),
+    "clinc150": Entry(
+        clinc150,
+        "what people ask an assistant, 150 intents, text",
+        "Larson et al. 2019",
+        defaults={"model": "text"},
+        descriptions=("text",),
     ),
     "omniglot": Entry(
         omniglot, "handwritten characters, split of Vinyals et al., rotations are classes", "Lake et al. 2015"

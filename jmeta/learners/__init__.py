@@ -6,18 +6,26 @@ from typing import Any, NamedTuple
 import optax
 
 from jmeta.core import MetaLearner
+from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
+from jmeta.learners.in_context import in_context
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
+from jmeta.learners.metaoptnet import metaoptnet
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.r2d2 import r2d2
+from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
+from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
+from jmeta.learners.zero_shot import zero_shot
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -48,6 +56,7 @@ class Entry(NamedTuple):
         network: options that the model needs, of those that it takes.
         optimizer: `(β, steps) -> optax transformation`, the outer optimiser of `jmeta train`.
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
+        descriptions: whether the support must hold a description of each class.
     """
 
     make: Callable[..., MetaLearner]
@@ -59,9 +68,12 @@ class Entry(NamedTuple):
     network: Mapping[str, Any] = {}
     optimizer: Callable[[float, int], optax.GradientTransformation] = adam
     pretrains: bool = False
+    descriptions: bool = False
 
 
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
+_METRIC = {"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5}
+_HEAD = {"model": "conv4-max", "tasks": 4, "train_queries": 5}
 _PRETRAINED = {"model": "conv4", "batch_norm": "running", "tasks": 1, "batch": 64}
 
 LEARNERS: Mapping[str, Entry] = {
@@ -120,7 +132,66 @@ LEARNERS: Mapping[str, Entry] = {
         "nearest class mean in a learned space",
         "Snell et al. 2017",
         embedding=True,
-        defaults={"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5},
+        defaults=_METRIC,
+    ),
+    "matching": Entry(
+        matching,
+        "attention over the labels of the support",
+        "Vinyals et al. 2016",
+        embedding=True,
+        defaults=_METRIC | {"distance": "cosine"},
+    ),
+    "relation": Entry(
+        relation,
+        "a learned comparison of a query with each class",
+        "Sung et al. 2018",
+        embedding=True,
+        defaults=_METRIC,
+    ),
+    "r2d2": Entry(
+        r2d2,
+        "a ridge regression on the support, differentiated through its solution",
+        "Bertinetto et al. 2019",
+        embedding=True,
+        defaults=_HEAD,
+    ),
+    "metaoptnet": Entry(
+        metaoptnet,
+        "a support vector machine, differentiated through its solution",
+        "Lee et al. 2019",
+        embedding=True,
+        defaults=_HEAD,
+    ),
+    "in_context": Entry(
+        in_context,
+        "a transformer that reads support and query as one sequence",
+        "Kirsch et al. 2022",
+        embedding=True,
+        defaults=_HEAD,
+    ),
+    "zero_shot": Entry(
+        zero_shot,
+        "descriptions of classes as prototypes, without any example",
+        "Snell et al. 2017",
+        embedding=True,
+        defaults=_METRIC | {"shots": 0},
+        descriptions=True,
+    ),
+    "am3": Entry(
+        am3,
+        "prototypes of images and descriptions, mixed by a gate",
+        "Xing et al. 2019",
+        embedding=True,
+        defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 10)},
+        descriptions=True,
+    ),
+    "simpleshot": Entry(
+        simpleshot,
+        "nearest class mean on centred embeddings of a classifier of all training classes",
+        "Wang et al. 2019",
+        embedding=True,
+        defaults=_PRETRAINED,
+        pretrains=True,
     ),
     "transfer": Entry(
         transfer,

@@ -75,7 +75,8 @@ def reptile(
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        examples = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.query)
+        support = task.support._replace(descriptions=())  # which queries have not
+        examples = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, task.query)
         adapted = jax.lax.stop_gradient(adapt(key, params, state, examples))
         distance = optax.tree.norm(jax.tree.map(jnp.subtract, params, adapted.params), squared=True)
         return 0.5 * distance, (adapted.state, adapted.info)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from flax import linen as nn
 
 from jmeta.models.networks import MLP, Conv4
+from jmeta.models.text import TextEncoder
 
 
 class Entry(NamedTuple):
@@ -27,4 +28,5 @@ MODELS: Mapping[str, Entry] = {
     "conv4": Entry(partial(Conv4, pooling="stride"), "four convolutions of stride 2, spatial mean", "Finn et al. 2017"),
     "conv4-max": Entry(partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling", "Vinyals et al. 2016"),
     "mlp": Entry(MLP, "perceptron 40-40 for regression", "Finn et al. 2017"),
+    "text": Entry(TextEncoder, "weighted sum of the embeddings of hashed n-grams", "Joulin et al. 2017"),
 }
