@@ -151,7 +151,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main(steps: int = 800, seed: int = 0, folds: int = 5, out: Path = RESULTS / "clinc150.json") -> None:
+def main(steps: int = 300, seed: int = 0, folds: int = 5, out: Path = RESULTS / "clinc150.json") -> None:
     """Trains and tests on all divisions, prints the table and stores it with a picture.
 
     Args:

@@ -21,7 +21,6 @@ from rich.console import Console
 import jmeta
 from benchmarks.machine import environment
 from jmeta import experiment
-from jmeta.cli import _nearest_mean as nearest_mean
 from jmeta.compilation import compiled
 from jmeta.data import DATA
 from jmeta.learners import LEARNERS
@@ -198,7 +197,9 @@ def main(
         _write(file, circumstances, every, stored)
     if any(case.data == "glyphs" for case in every) and PIXELS not in stored:
         test = jmeta.glyphs(split="test")
-        stored[PIXELS] = jmeta.evaluate(jax.random.key(1), nearest_mean(), {}, {}, test, episodes=EPISODES)
+        stored[PIXELS] = jmeta.evaluate(
+            jax.random.key(1), jmeta.prototypical(jmeta.identity()), {}, {}, test, episodes=EPISODES
+        )
     _write(file, circumstances, every, stored)
     rows = {case: stored[case.name] for case in every if case.name in stored}
     file.with_suffix(".md").write_text(markdown(study, circumstances, rows, stored.get(PIXELS)))

@@ -80,7 +80,7 @@ def ridge(
     Example:
         >>> import jax.numpy as jnp
         >>> from jmeta.learners.r2d2 import ridge
-        >>> ridge(jnp.eye(2), jnp.eye(2), jnp.asarray(1.0)).tolist()
+        >>> ridge(jnp.eye(2), jnp.eye(2), jnp.asarray(1.0)).round(3).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
     x = x * y.any(axis=1)[:, None].astype(x.dtype)
