@@ -54,8 +54,9 @@ from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
+from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
-from jmeta.models.text import TextEncoder, hashed_text
+from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jmeta.core import TaskSource
-from jmeta.data.episodes import Size, episodes
+from jmeta.data.episodes import Size, from_arrays
 from jmeta.errors import ConfigError, DataError
 from jmeta.models.text import hashed_text
 
@@ -83,7 +83,7 @@ def clinc150(
     if descriptions not in ("text", None):
         raise ConfigError(f"descriptions is {descriptions!r}; give 'text' or None.")
     data = load_clinc150(split=split, fold=fold, folder=folder)
-    return episodes(
+    return from_arrays(
         hashed_text(data.texts, width=WIDTH),
         data.labels,
         ways=ways,

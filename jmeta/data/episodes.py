@@ -94,35 +94,7 @@ def from_arrays(
 
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
-    return episodes(
-        stored(np.asarray(inputs)),
-        labels,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        names=names,
-        descriptions=descriptions,
-        families=families,
-        transform=transform,
-        batch=batch,
-    )
-
-
-def episodes(
-    inputs: np.ndarray,
-    labels: np.ndarray | Array | Sequence[int],
-    *,
-    ways: Size,
-    shots: Size,
-    queries: int,
-    names: Sequence[str] = (),
-    descriptions: Descriptions | None = None,
-    families: np.ndarray | Sequence[int] | None = None,
-    transform: Transform | None = None,
-    batch: int | None = None,
-) -> TaskSource:
-    """`from_arrays` for inputs that keep their type: token ids stay integers; unsigned bytes are scaled to `[0, 1]`."""
-    labels = np.asarray(labels)
+    inputs, labels = stored(np.asarray(inputs)), np.asarray(labels)
     (least_ways, ways), (least_shots, shots) = _range("ways", ways), _range("shots", shots)
     slots = max(shots, 1)  # without a shot one row a class remains, which has no label
     _check(inputs, labels, least_ways, least_shots, queries, batch, descriptions is not None)

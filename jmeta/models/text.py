@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jmeta.errors import ConfigError, DataError
 
@@ -132,8 +132,9 @@ class TextEncoder(nn.Module):
     dropout: float = 0.3
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "n width"], train: bool = False) -> Float[Array, "n outputs"]:
-        """Embeds token ids, of which 0 is padding."""
+    def __call__(self, ids: Num[Array, "n width"], train: bool = False) -> Float[Array, "n outputs"]:
+        """Embeds token ids, of which 0 is padding; they may be floats, as `jmeta.from_arrays` makes of all inputs."""
+        ids = ids.astype(jnp.int32)
         vectors = self.param("vectors", nn.initializers.normal(self.spread), (self.buckets, self.features))
         start = np.ones(self.buckets, np.float32) if self.weights is None else np.asarray(self.weights, np.float32)
         weights = self.param("log_weights", lambda key: jnp.log(jnp.asarray(start)))
