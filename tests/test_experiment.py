@@ -45,6 +45,12 @@ def test_what_has_no_meaning_is_none():
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_resolved_config_resolves_to_itself(learner, data):
+    if LEARNERS[learner].descriptions and not DATA[data].descriptions:
+        with pytest.raises(
+            jmeta.ConfigError, match=f"{learner} reads descriptions of classes and {data} has none; use"
+        ):
+            experiment.resolve(learner, data)
+        return
     config = experiment.resolve(learner, data, seed=3)
     assert experiment.resolve(**dataclasses.asdict(config)) == config
 
@@ -100,11 +106,15 @@ def test_every_combination_begins_or_says_why_not(learner, data, model):
         made = experiment.make_learner(config, source)
         return jax.eval_shape(lambda: experiment.begin(config, made, source))
 
-    if data == "sinusoid" and "loss" not in inspect.signature(LEARNERS[learner].make).parameters:
+    inputs = {"sinusoid": ("mlp",), "clinc150": ("mlp", "text")}.get(data, ("conv4", "conv4-max", "mlp"))
+    if LEARNERS[learner].descriptions and not DATA[data].descriptions:
+        with pytest.raises(jmeta.ConfigError, match="reads descriptions of classes"):
+            begin()
+    elif data == "sinusoid" and "loss" not in inspect.signature(LEARNERS[learner].make).parameters:
         with pytest.raises(jmeta.ConfigError, match="classifies, but sinusoid is regression; use maml or"):
             begin()
-    elif data == "sinusoid" and model not in (None, "mlp"):
-        with pytest.raises(jmeta.ModelError, match=f"{model} cannot take the inputs of sinusoid"):
+    elif model not in (None, *inputs):
+        with pytest.raises(jmeta.ModelError, match=f"{model} cannot take the inputs of {data}|no token ids"):
             begin()
     else:
         assert begin().step.shape == ()

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num
 
-from jmeta.errors import ConfigError, DataError
+from jmeta.errors import ConfigError, DataError, ModelError
 
 BUCKETS = 2**14
 
@@ -134,6 +134,10 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, ids: Num[Array, "n width"], train: bool = False) -> Float[Array, "n outputs"]:
         """Embeds token ids, of which 0 is padding; they may be floats, as `jmeta.from_arrays` makes of all inputs."""
+        if ids.ndim != 2 or ids.shape[1] < 2:
+            raise ModelError(
+                f"inputs of shape {list(ids.shape)} are no token ids; jmeta.hashed_text(texts) makes them."
+            )
         ids = ids.astype(jnp.int32)
         vectors = self.param("vectors", nn.initializers.normal(self.spread), (self.buckets, self.features))
         start = np.ones(self.buckets, np.float32) if self.weights is None else np.asarray(self.weights, np.float32)
