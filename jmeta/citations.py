@@ -102,6 +102,62 @@ CITATIONS: Mapping[str, str] = {
   year={2020}
 }""",
     "baseline_plus_plus": _CLOSER_LOOK,
+    "matching": """\
+@inproceedings{vinyals2016matching,
+  title={Matching Networks for One Shot Learning},
+  author={Vinyals, Oriol and Blundell, Charles and Lillicrap, Timothy and Kavukcuoglu, Koray and Wierstra, Daan},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2016}
+}""",
+    "relation": """\
+@inproceedings{sung2018learning,
+  title={Learning to Compare: Relation Network for Few-Shot Learning},
+  author={Sung, Flood and Yang, Yongxin and Zhang, Li and Xiang, Tao and Torr, Philip H. S. and Hospedales, Timothy M.},
+  booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
+  year={2018}
+}""",
+    "r2d2": """\
+@inproceedings{bertinetto2019meta,
+  title={Meta-learning with differentiable closed-form solvers},
+  author={Bertinetto, Luca and Henriques, Jo{\\~a}o F. and Torr, Philip H. S. and Vedaldi, Andrea},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}""",
+    "metaoptnet": """\
+@inproceedings{lee2019meta,
+  title={Meta-Learning with Differentiable Convex Optimization},
+  author={Lee, Kwonjoon and Maji, Subhransu and Ravichandran, Avinash and Soatto, Stefano},
+  booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
+  year={2019}
+}""",
+    "simpleshot": """\
+@article{wang2019simpleshot,
+  title={{SimpleShot}: Revisiting Nearest-Neighbor Classification for Few-Shot Learning},
+  author={Wang, Yan and Chao, Wei-Lun and Weinberger, Kilian Q. and van der Maaten, Laurens},
+  journal={arXiv preprint arXiv:1911.04623},
+  year={2019}
+}""",
+    "zero_shot": """\
+@inproceedings{snell2017prototypical,
+  title={Prototypical Networks for Few-shot Learning},
+  author={Snell, Jake and Swersky, Kevin and Zemel, Richard},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2017}
+}""",
+    "am3": """\
+@inproceedings{xing2019adaptive,
+  title={Adaptive Cross-Modal Few-shot Learning},
+  author={Xing, Chen and Rostamzadeh, Negar and Oreshkin, Boris N. and Pinheiro, Pedro O.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2019}
+}""",
+    "in_context": """\
+@article{kirsch2022general,
+  title={General-Purpose In-Context Learning by Meta-Learning Transformers},
+  author={Kirsch, Louis and Harrison, James and Sohl-Dickstein, Jascha and Metz, Luke},
+  journal={arXiv preprint arXiv:2212.04458},
+  year={2022}
+}""",
 }
 
 
