@@ -117,6 +117,10 @@ def markdown(rows: dict[str, Any]) -> str:
                     ", ".join(f"{100 * cell['accuracy']:.1f}" for cell in cells),
                 ]
             )
+        ours, theirs = ([row[f"{name}, {shots} shots"]["accuracy"] for row in rows.values()] for name in METHODS)
+        gains = [a - b for a, b in zip(ours, theirs, strict=True)]
+        by_division = ", ".join(f"{100 * gain:+.1f}" for gain in gains)
+        lines.append([f"5-way {shots}-shot", "difference", over_folds(gains), "", by_division])
     header = ["task", "method", "accuracy", "AUROC, out of scope", "accuracy by division"]
     seconds = [row["seconds"] for row in rows.values()]
     note = f"\nTraining takes {min(seconds):.0f} to {max(seconds):.0f} s a division.\n"

@@ -157,7 +157,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main(steps: int = 1000, seed: int = 0, out: Path = RESULTS / "zero_shot.json") -> None:
+def main(steps: int = 500, seed: int = 0, out: Path = RESULTS / "zero_shot.json") -> None:
     """Trains and tests all cases, prints the tables and stores them with a picture.
 
     Args:
