@@ -7,6 +7,7 @@ from typing import NamedTuple
 from flax import linen as nn
 
 from jmeta.models.networks import MLP, Conv4
+from jmeta.models.policies import Policy, RecurrentPolicy
 
 
 class Entry(NamedTuple):
