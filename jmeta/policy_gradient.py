@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float
 from jmeta.envs.rollout import Trajectory
 from jmeta.envs.spaces import Space
 
-Steps = Float[Array, "episodes T"]
-Alive = Bool[Array, "episodes T"]
+Steps = Float[Array, "*episodes T"]
+Alive = Bool[Array, "*episodes T"]
 
 
 def discounted_sum(x: Steps, discount: float) -> Steps:
@@ -62,9 +62,17 @@ def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount:
     Reference: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
     equation 16, https://arxiv.org/abs/1506.02438.
     """
-    values = jnp.where(alive, values, jnp.zeros_like(values))
-    following = jnp.concatenate([values[..., 1:], jnp.zeros_like(values[..., :1])], axis=-1)
-    return discounted_sum(rewards + discount * following - values, discount * trace)
+
+    def step(after: tuple[Array, Array], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        reward, value, alive = now
+        advantage = reward + discount * after[1] - value + discount * trace * after[0]
+        # padding is skipped, so that the value after the last step of an episode is that of the next in a trial
+        after = (jnp.where(alive, advantage, after[0]), jnp.where(alive, value, after[1]))
+        return after, jnp.where(alive, advantage, jnp.zeros_like(advantage))
+
+    zero = jnp.zeros_like(rewards[..., 0])
+    steps = tuple(jnp.moveaxis(x, -1, 0) for x in (rewards, values, alive))
+    return jnp.moveaxis(lax.scan(step, (zero, zero), steps, reverse=True)[1], 0, -1)
 
 
 def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 1e-5) -> Steps:
