@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import exact
-from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, mean_over_tasks
+from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.envs.environment import Environment
 from jmeta.envs.rollout import Policy, Trajectory, collect, returns, rollout
 from jmeta.errors import ConfigError, ModelError
@@ -128,11 +128,4 @@ def maml_rl(
         # less the return, so that the loss reads as one; the gradient is that of the surrogate
         return -achieved - surrogate - entropy * bonus, (state, info)
 
-    def objective(
-        key: Key[Array, ""], params: Params, state: State, tasks: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
-        losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
-        return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
-
-    return MetaLearner(init, adapt, predict, objective, collect_all)
+    return MetaLearner(init, adapt, predict, over_tasks(one_task), collect_all)
