@@ -13,6 +13,7 @@ from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.distances import cosine, squared_euclidean
+from jmeta.envs.rollout import mean_return
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
@@ -30,14 +31,17 @@ from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.maml_rl import maml_rl
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
 from jmeta.learners.reptile import reptile
+from jmeta.learners.rl2 import rl2
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.models.adapters import equinox, haiku, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
+from jmeta.optimizers import repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -40,6 +40,7 @@ _Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_
 _OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
 
 _INNER_STEPS, _SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve
+_UPDATES = (0, 1, 2, 3)  # of what acts in environments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +249,7 @@ def _adaptation(
     done = result["test_inner_steps"]
     return "test_inner_steps", [
         result if steps == done else _evaluate(config, train_state, "test", 200, 1, inner_steps=steps)
-        for steps in sorted({*_INNER_STEPS, done})
+        for steps in sorted({*(_UPDATES if LEARNERS[config.learner].acts else _INNER_STEPS), done})
     ]
 
 
@@ -294,17 +295,29 @@ def evaluate_run(flags: Evaluate) -> None:
     result = _evaluate(
         config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
     )
+    table = _result_table(config, result)
+    if LEARNERS[config.learner].acts and flags.inner_steps is None:
+        metric = DATA[config.data].metric.__name__
+        results = [
+            _evaluate(config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, steps, **episode)
+            for steps in _UPDATES
+        ]
+        plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
+        result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
+        for r in results:
+            table.add_row(f"after {r['test_inner_steps']}", _interval(config, r))
     if flags.json:
         print(_json(result))
     else:
-        _print_result(config, result, _result_table(config, result))
+        _print_result(config, result, table)
 
 
 def adapt_run(flags: Adapt) -> None:
     """`jmeta adapt`."""
     config = _read_config(flags.run)
     source = experiment.make_source(config, "test")
-    shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support.inputs.shape[1:]
+    support_shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support
+    shape = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
     if len(shape) != 3:
         raise ConfigError(f"{flags.run} was trained on {config.data}, not on images; train on images first.")
     options = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}

@@ -12,12 +12,15 @@ from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.maml_rl import maml_rl
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
 from jmeta.learners.reptile import reptile
+from jmeta.learners.rl2 import rl2
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
+from jmeta.optimizers import repeated, trust_region
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -35,6 +38,17 @@ def sgd(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
 
 
+def trpo(rate: float, steps: int) -> optax.GradientTransformation:
+    """The update of TRPO, whose KL divergence is β at most."""
+    return trust_region(rate)
+
+
+def ppo(rate: float, steps: int) -> optax.GradientTransformation:
+    """Eight epochs of clipped Adam on each batch of trajectories, at rate β annealed to 0 by a cosine."""
+    epochs = 8
+    return repeated(optax.chain(optax.clip_by_global_norm(1.0), adam(rate, epochs * steps)), epochs)
+
+
 class Entry(NamedTuple):
     """A learner in the registry.
 
@@ -48,6 +62,7 @@ class Entry(NamedTuple):
         network: options that the model needs, of those that it takes.
         optimizer: `(β, steps) -> optax transformation`, the outer optimiser of `jmeta train`.
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
+        acts: whether the support is an environment to act in, instead of examples.
     """
 
     make: Callable[..., MetaLearner]
@@ -59,6 +74,7 @@ class Entry(NamedTuple):
     network: Mapping[str, Any] = {}
     optimizer: Callable[[float, int], optax.GradientTransformation] = adam
     pretrains: bool = False
+    acts: bool = False
 
 
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
@@ -146,5 +162,21 @@ LEARNERS: Mapping[str, Entry] = {
         embedding=True,
         defaults=_PRETRAINED | {"inner_rate": 1.0, "inner_steps": 50},
         pretrains=True,
+    ),
+    "maml_rl": Entry(
+        maml_rl,
+        "an initialisation from which policy-gradient steps learn a task from reward",
+        "Finn et al. 2017",
+        defaults={"model": "policy", "inner_rate": 0.1, "tasks": 20, "steps": 200, "queries": 20, "outer_rate": 0.01},
+        optimizer=trpo,
+        acts=True,
+    ),
+    "rl2": Entry(
+        rl2,
+        "a recurrent policy whose memory is what it learned about the task",
+        "Duan et al. 2016",
+        defaults={"model": "recurrent-policy", "tasks": 512, "steps": 1500, "queries": 20, "outer_rate": 3e-3},
+        optimizer=ppo,
+        acts=True,
     ),
 }
