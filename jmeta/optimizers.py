@@ -1,7 +1,7 @@
 """Outer updates that optax does not have: the step of TRPO, and several updates on the same batch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp

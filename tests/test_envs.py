@@ -1,6 +1,8 @@
 """Environments, the collector, and bad input."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from jmeta.envs import (
     bandit,
     collect,
     environment_tasks,
+    from_brax,
+    from_gymnax,
     navigation,
     point_navigation,
     reveal,
@@ -139,3 +143,46 @@ def test_bad_environments_are_told_in_one_sentence():
     untraceable = dataclasses.replace(broken(), step=step)
     with pytest.raises(jmeta.DataError, match="the environment cannot be compiled"):
         environment_tasks(untraceable, no_params)
+
+
+class Gymnaxlike:
+    """An object with gymnax's interface, Python numbers in its state included."""
+
+    class Params(NamedTuple):
+        max_steps_in_episode: int = 4
+        gain: float = 2.0
+
+    default_params = Params()
+
+    def action_space(self, params):
+        return SimpleNamespace(low=-2.0, high=2.0, shape=(1,))
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), {"time": 0}
+
+    def step_env(self, key, state, action, params):
+        state = {"time": state["time"] + 1}
+        return jnp.zeros(1) + state["time"], state, params.gain * action[0], state["time"] >= 3, {}
+
+
+def test_the_adapter_takes_the_interface_of_gymnax():
+    environment = from_gymnax(Gymnaxlike())
+    trajectory = rollout(KEY, environment, still([0.5, -20.0]), ())[1]
+    np.testing.assert_allclose(trajectory.rewards, [2.0, 2.0, 2.0, 0.0], rtol=1e-4)
+    assert environment.actions == Box(1, -2.0, 2.0)
+
+
+def test_any_gymnax_environment_works():
+    gymnax = pytest.importorskip("gymnax", reason="pip install jmeta[rl]")
+    environment = from_gymnax(gymnax.make("CartPole-v1")[0], horizon=30)
+    trajectory = rollout(KEY, environment, still([9.0, -9.0]), ())[1]
+    fell = int(trajectory.alive.sum())
+    assert 5 < fell < 30
+    assert trajectory.rewards.sum() == fell
+
+
+def test_brax_environments_work():
+    brax = pytest.importorskip("brax.envs", reason="pip install jmeta[robotics]")
+    environment = from_brax(brax.get_environment("halfcheetah"), horizon=3)
+    trajectory = rollout(KEY, environment, still([0.0] * environment.actions.outputs), ())[1]
+    assert jnp.isfinite(trajectory.rewards).all()

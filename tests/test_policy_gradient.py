@@ -155,9 +155,7 @@ def test_advantages_by_hand():
             following = rewards[i, t] + γ * v - values[i, t] + γ * λ * following
             expected[i, t] = following
     arrays = [jnp.asarray(x, jnp.float32) for x in (rewards, values)]
-    np.testing.assert_allclose(
-        generalized_advantage(*arrays, jnp.asarray(alive), γ, λ), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(generalized_advantage(*arrays, jnp.asarray(alive), γ, λ), expected, rtol=1e-4, atol=1e-5)
 
 
 def episodes_of(rewards, alive, observations):

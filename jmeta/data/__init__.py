@@ -84,16 +84,28 @@ DATA: Mapping[str, Entry] = {
         _environments(point_navigation),
         "a point in the plane that shall find a goal by reward alone",
         "Finn et al. 2017",
-        metric=mean_return, environment=True,
+        metric=mean_return,
+        environment=True,
     ),
     "bandit": Entry(
-        _environments(bandit), "Bernoulli bandits of 5 arms and 10 pulls", "Duan et al. 2016", metric=mean_return, environment=True
+        _environments(bandit),
+        "Bernoulli bandits of 5 arms and 10 pulls",
+        "Duan et al. 2016",
+        metric=mean_return,
+        environment=True,
     ),
     "gaussian_bandit": Entry(
-        _environments(gaussian_bandit), "Gaussian bandits of 5 arms and 10 pulls", "jmeta", metric=mean_return, environment=True
+        _environments(gaussian_bandit),
+        "Gaussian bandits of 5 arms and 10 pulls",
+        "jmeta",
+        metric=mean_return,
+        environment=True,
     ),
     "tabular_mdp": Entry(
-        _environments(tabular_mdp), "random decision processes of 10 states and 5 actions", "Duan et al. 2016",
-        metric=mean_return, environment=True,
+        _environments(tabular_mdp),
+        "random decision processes of 10 states and 5 actions",
+        "Duan et al. 2016",
+        metric=mean_return,
+        environment=True,
     ),
 }

@@ -17,9 +17,7 @@ Reset = Callable[[Key[Array, ""], PyTree], tuple[Array, PyTree]]
 Step = Callable[[Key[Array, ""], PyTree, Array, PyTree], tuple[Array, PyTree, Array, Array, Any]]
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["reset", "step", "actions", "horizon"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["reset", "step", "actions", "horizon"])
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """A Markov decision process: pure functions with gymnax's interface, and the parameters that tell tasks apart.
@@ -175,9 +173,7 @@ def reveal(source: TaskSource) -> TaskSource:
 
 
 def _revealed(environment: Environment) -> Environment:
-    return dataclasses.replace(
-        environment, reset=_Revealed(environment.reset, 1), step=_Revealed(environment.step, 3)
-    )
+    return dataclasses.replace(environment, reset=_Revealed(environment.reset, 1), step=_Revealed(environment.step, 3))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
@@ -39,9 +38,56 @@ def maml_rl(
     clip: float = 0.2,
     entropy: float = 0.0,
 ) -> MetaLearner:
+    """MAML for reinforcement learning: an initialisation θ from which policy-gradient steps learn a task from reward.
+
+    φ₀ = θ, φₖ₊₁ = φₖ + α ∇J(φₖ), with J estimated on `trajectories` episodes that φₖ collects in the task's environment;
+    the objective is less the return of φ_K. Actions do not depend on θ differentiably, so that how the trajectories
+    depend on it is the estimator's business.
+
+    Args:
+        model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as `jmeta.linen(jmeta.models.Policy(actions))`
+            gives.
+        inner_rate: α, on the surrogate per step of the horizon.
+        inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
+        estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
+            `jmeta.policy_gradient`.
+        adjoint: how to differentiate through each update; `first_order()` leaves the second derivatives away.
+        trajectories: episodes of each update.
+        discount: γ.
+        trace: λ of the generalized advantage; 1 is the sum of rewards less the linear baseline.
+        normalize: whether advantages have mean 0 and standard deviation 1 over the episodes of an update.
+        clip: ε of PPO in the outer objective; infinity leaves that of TRPO.
+        entropy: weight of the entropy of the adapted policy, a mean over steps.
+
+    Returns:
+        The learner. `Adapted.params` is φ_K. `predict` answers each query, an environment, by the return of one episode.
+        `collect` turns a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function
+        of θ on fixed trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need; plain
+        `optax.adam` takes its gradient alone. `info` has `return_k` after k updates, `kl` and `entropy`.
+
+    Raises:
+        ConfigError: a negative K, or an α that is not positive.
+        ModelError: `model` is no `Model`; from `init` and `fit`, its outputs do not fit the action space.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.envs import Box, point_navigation
+        >>> learner = jmeta.maml_rl(jmeta.linen(jmeta.models.Policy(Box(2, -0.1, 0.1))), trajectories=5)
+        >>> source = point_navigation(horizon=10)
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, source, steps=2, tasks=2, optimizer=jmeta.trust_region())
+
+    Reference: Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", algorithm 3; the estimators: Foerster et al.
+    2018 (DiCE), Farquhar et al. 2019 (Loaded DiCE), Rothfuss et al. 2019 (ProMP).
+
+    Differences from the paper: the default estimator is ProMP's, whose second derivative is nearer to the true one than
+    the paper's (`vpg`); `trace` and the outer optimiser are arguments. From the authors' code: α is the same at every
+    update, where it halves α after the first at test.
+    """
     check_model(model)
     if inner_steps < 0 or (inner_steps and not inner_rate > 0):
-        raise ConfigError(f"inner_steps is {inner_steps} at an inner_rate of {inner_rate}; give 0 or more at a positive rate.")
+        raise ConfigError(
+            f"inner_steps is {inner_steps} and inner_rate {inner_rate}; give 0 or more steps at a positive rate."
+        )
 
     def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
         def act(carry: PyTree, observation: Array, previous: PyTree) -> tuple[PyTree, Array]:

@@ -155,9 +155,7 @@ def rl2(
         keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
         trials = jax.vmap(one_trial, (0, None, None, 0))(keys, params, state, tasks.support)
         mean, deviation = moments(trials.advantages, trials.steps.alive)
-        return lax.stop_gradient(
-            Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8)))
-        )
+        return lax.stop_gradient(Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8))))
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
