@@ -94,8 +94,8 @@ class MetaLearner(NamedTuple):
         predict: `(key, adapted, inputs) -> outputs`: one task.
         objective: `(key, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks; what `jax.grad`
             differentiates in θ.
-        collect: `(key, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn once
-            a step at the θ before the update; trajectories, in reinforcement learning. Default: the tasks as they are.
+        collect: `(key, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn
+            once a step at the θ before the update; trajectories, in reinforcement learning. Default: the tasks as they are.
     """
 
     init: Callable[[Key[Array, ""], Task], tuple[Params, State]]

@@ -138,7 +138,7 @@ def test_bad_environments_are_told_in_one_sentence():
         point_navigation(queries=0)
 
     def step(key, state, action, params):
-        return jnp.zeros(1), state, jnp.zeros(()), jnp.asarray(False), {} if action > 0 else {}
+        return jnp.zeros(1), state, jnp.zeros(()), jnp.asarray(False), {"up": 1} if action > 0 else {}
 
     untraceable = dataclasses.replace(broken(), step=step)
     with pytest.raises(jmeta.DataError, match="the environment cannot be compiled"):

@@ -110,7 +110,7 @@ def test_second_derivatives_of_promp_are_the_diagonal_terms(process):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_sampled_trajectories_give_the_derivatives_within_monte_carlo_error(name, process):
     params, θ, _ = process
-    exact, estimated = expected(process)
+    exact, _ = expected(process)
     environment = mdp.tables(params, HORIZON)
 
     def policy(carry, observation, previous):
