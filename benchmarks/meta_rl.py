@@ -30,8 +30,8 @@ class Rows:
 
     def __init__(self, case: str) -> None:
         self.file = RESULTS / f"meta_rl_{case}.json"
-        here = {"case": case, "machine": machine(PACKAGES), "rows": {}}
-        self.stored = json.loads(self.file.read_text()) if self.file.exists() else here
+        here: dict[str, Any] = {"case": case, "machine": machine(PACKAGES), "rows": {}}
+        self.stored: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else here
 
     def measure(self, name: str, function: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """The row of a name."""
@@ -114,7 +114,7 @@ def gittins_indices(pulls: int, discount: float) -> np.ndarray:
     """Gittins indices of a Bernoulli arm with a Beta(1 + a, 1 + b) posterior, `[a, b]` for a + b < pulls.
 
     By calibration: the index is the sure reward λ at which a bandit of this arm and one that always pays λ is
-    indifferent, found by bisection over the optimal stopping problem, solved backwards from 4 · pulls + 50 observations.
+    indifferent, found by bisection over the optimal stopping problem, backwards from 4 · pulls + 50 observations.
     """
     depth = 4 * pulls + 50
     low, high = np.zeros((pulls, pulls)), np.ones((pulls, pulls))

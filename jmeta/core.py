@@ -95,7 +95,7 @@ class MetaLearner(NamedTuple):
         objective: `(key, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks; what `jax.grad`
             differentiates in θ.
         collect: `(key, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn
-            once a step at the θ before the update; trajectories, in reinforcement learning. Default: the tasks as they are.
+            once a step at the θ before the update: trajectories, in reinforcement learning. Default: the tasks.
     """
 
     init: Callable[[Key[Array, ""], Task], tuple[Params, State]]

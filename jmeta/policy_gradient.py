@@ -71,7 +71,7 @@ def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount:
         return after, jnp.where(alive, advantage, jnp.zeros_like(advantage))
 
     zero = jnp.zeros_like(rewards[..., 0])
-    steps = tuple(jnp.moveaxis(x, -1, 0) for x in (rewards, values, alive))
+    steps = (jnp.moveaxis(rewards, -1, 0), jnp.moveaxis(values, -1, 0), jnp.moveaxis(alive, -1, 0))
     return jnp.moveaxis(lax.scan(step, (zero, zero), steps, reverse=True)[1], 0, -1)
 
 
@@ -143,8 +143,8 @@ def credit(trajectories: Trajectory, discount: float, trace: float, normalize: b
         trajectories: `[episodes, T]`.
         discount: γ.
         trace: λ of the generalized advantage.
-        normalize: whether advantages have mean 0 and standard deviation 1 over the batch; rewards and values are divided
-            by the same standard deviation.
+        normalize: whether advantages have mean 0 and standard deviation 1 over the batch; rewards and values are
+            divided by the same standard deviation.
 
     Returns:
         The credit.
@@ -286,8 +286,8 @@ def loaded_dice(log_probabilities: Steps, credit: Credit, *, decay: float = 1.0)
         >>> jax.grad(loaded_dice)(jnp.zeros((1, 2)), credit).tolist()
         [[3.0, 1.0]]
 
-    Reference: Farquhar, Whiteson, Foerster 2019, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score Function
-    Gradient Estimators for Reinforcement Learning", algorithm 1, https://arxiv.org/abs/1909.10549.
+    Reference: Farquhar, Whiteson, Foerster 2019, "Loaded DiCE: Trading off Bias and Variance in Any-Order Score
+    Function Gradient Estimators for Reinforcement Learning", algorithm 1, https://arxiv.org/abs/1909.10549.
 
     Differences from the paper: none.
     """

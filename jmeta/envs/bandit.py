@@ -1,5 +1,6 @@
 """Multi-armed bandits whose arms are drawn anew for each task."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import TaskSource
-from jmeta.envs.environment import Environment, environment_tasks
+from jmeta.envs.environment import Environment, Step, environment_tasks
 from jmeta.envs.spaces import Discrete
 from jmeta.errors import ConfigError
 
@@ -95,13 +96,13 @@ def gaussian_bandit(*, arms: int = 5, pulls: int = 10, queries: int = 20) -> Tas
     return _bandit(_gaussian, _normal_arms, arms, pulls, queries)
 
 
-def _bandit(step: object, draw: object, arms: int, pulls: int, queries: int) -> TaskSource:
+def _bandit(step: Step, draw: Callable[..., Array], arms: int, pulls: int, queries: int) -> TaskSource:
     if arms < 1:
         raise ConfigError(f"arms is {arms}; give at least 1.")
-    environment = Environment(jnp.zeros(arms), _reset, step, Discrete(arms), pulls)  # type: ignore[arg-type]
+    environment = Environment(jnp.zeros(arms), _reset, step, Discrete(arms), pulls)
     return environment_tasks(
         environment,
-        partial(draw, arms=arms),  # type: ignore[arg-type]
+        partial(draw, arms=arms),
         queries=queries,
         protocol={"arms": arms},
     )

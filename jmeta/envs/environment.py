@@ -138,7 +138,7 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
     except Exception as error:  # whatever a function raises that was not written for tracers
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise DataError(
-            f"the environment cannot be compiled ({reason}); write reset and step with jax.numpy, without `if` on values."
+            f"the environment cannot be compiled ({reason}); write reset and step with jax.numpy and no `if` on values."
         ) from error
     if not bool(observed):
         raise DataError("the environment gives observations that are not finite; look at its reset and step.")

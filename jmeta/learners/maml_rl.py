@@ -40,13 +40,13 @@ def maml_rl(
 ) -> MetaLearner:
     """MAML for reinforcement learning: an initialisation θ from which policy-gradient steps learn a task from reward.
 
-    φ₀ = θ, φₖ₊₁ = φₖ + α ∇J(φₖ), with J estimated on `trajectories` episodes that φₖ collects in the task's environment;
-    the objective is less the return of φ_K. Actions do not depend on θ differentiably, so that how the trajectories
-    depend on it is the estimator's business.
+    φ₀ = θ, φₖ₊₁ = φₖ + α ∇J(φₖ), with J estimated on `trajectories` episodes that φₖ collects in the environment of
+    the task; the objective is less the return of φ_K. Actions do not depend on θ differentiably, so that how the
+    trajectories depend on it is the estimator's business.
 
     Args:
-        model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as `jmeta.linen(jmeta.models.Policy(actions))`
-            gives.
+        model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
+            `jmeta.linen(jmeta.models.Policy(actions))` gives.
         inner_rate: α, on the surrogate per step of the horizon.
         inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
         estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
@@ -60,10 +60,10 @@ def maml_rl(
         entropy: weight of the entropy of the adapted policy, a mean over steps.
 
     Returns:
-        The learner. `Adapted.params` is φ_K. `predict` answers each query, an environment, by the return of one episode.
-        `collect` turns a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function
-        of θ on fixed trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need; plain
-        `optax.adam` takes its gradient alone. `info` has `return_k` after k updates, `kl` and `entropy`.
+        The learner. `Adapted.params` is φ_K. `predict` answers each query by the return of one episode. `collect` turns
+        a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function of θ on fixed
+        trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need. `info` has `return_k`
+        after k updates, `kl` and `entropy`.
 
     Raises:
         ConfigError: a negative K, or an α that is not positive.
