@@ -317,7 +317,7 @@ def adapt_run(flags: Adapt) -> None:
     config = _read_config(flags.run)
     source = experiment.make_source(config, "test")
     support_shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support
-    shape = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
+    shape: tuple[int, ...] = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
     if len(shape) != 3:
         raise ConfigError(f"{flags.run} was trained on {config.data}, not on images; train on images first.")
     options = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}

@@ -62,8 +62,8 @@ def maml_rl(
     Returns:
         The learner. `Adapted.params` is φ_K. `predict` answers each query by the return of one episode. `collect` turns
         a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function of θ on fixed
-        trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need. `info` has `return_k`
-        after k updates, `kl` and `entropy`.
+        trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need. `info` has
+        `return_k` after k updates, `kl` and `entropy`.
 
     Raises:
         ConfigError: a negative K, or an α that is not positive.
