@@ -320,7 +320,7 @@ def adapt_run(flags: Adapt) -> None:
     shape: tuple[int, ...] = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
     if len(shape) != 3:
         raise ConfigError(f"{flags.run} was trained on {config.data}, not on images; train on images first.")
-    options = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}
+    options: dict[str, Any] = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}
     support, query = (read_images(folder, **options) for folder in (flags.support, flags.query))
     if (support.labels < 0).any():
         raise DataError(f"{flags.support} holds images outside of a class; put them into one sub-folder a class.")

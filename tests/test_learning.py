@@ -12,7 +12,9 @@ from jmeta.models import Policy, RecurrentPolicy
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, None) for name in LEARNERS), ("maml", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, None) for name in LEARNERS if not LEARNERS[name].acts), ("maml", "bfloat16")]
+)
 def test_unseen_glyphs(name, dtype):
     entry = LEARNERS[name]
     learner = entry.make(jmeta.linen(jmeta.Conv4(outputs=None if entry.embedding else 5, dtype=dtype)))
@@ -56,4 +58,4 @@ def test_unseen_bandits():
     result = jmeta.evaluate(
         jax.random.key(1), learner, fitted.params, fitted.state, source, episodes=2000, metric=jmeta.mean_return
     )
-    assert result["mean_return"] + result["ci95"] > 6.5  # the Gittins index has 6.6, chance 5
+    assert result["mean_return"] - result["ci95"] > 6.3  # chance is 5
