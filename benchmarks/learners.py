@@ -62,7 +62,7 @@ class Case:
 def learners() -> list[Case]:
     """Every learner that takes the data by itself."""
     regress = [name for name, entry in LEARNERS.items() if "loss" in inspect.signature(entry.make).parameters]
-    images = [Case(name, name, "glyphs") for name in LEARNERS]
+    images = [Case(name, name, "glyphs") for name, entry in LEARNERS.items() if not entry.acts]
     return [*images, *(Case(name, name, "sinusoid") for name in regress)]
 
 

@@ -22,6 +22,7 @@ from jmeta.distances import (
     squared_euclidean,
     with_metric,
 )
+from jmeta.envs.rollout import mean_return
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
@@ -41,6 +42,7 @@ from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.maml_rl import maml_rl
 from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
@@ -50,6 +52,7 @@ from jmeta.learners.prototypical import prototypical
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
+from jmeta.learners.rl2 import rl2
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
@@ -59,4 +62,5 @@ from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
 from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
+from jmeta.optimizers import repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

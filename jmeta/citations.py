@@ -36,6 +36,14 @@ CITATIONS: Mapping[str, str] = {
   booktitle={International Conference on Learning Representations},
   year={2019}
 }""",
+    "maml_rl": _MAML,
+    "rl2": """\
+@article{duan2016rl2,
+  title={{RL}$^2$: Fast Reinforcement Learning via Slow Reinforcement Learning},
+  author={Duan, Yan and Schulman, John and Chen, Xi and Bartlett, Peter L. and Sutskever, Ilya and Abbeel, Pieter},
+  journal={arXiv preprint arXiv:1611.02779},
+  year={2016}
+}""",
     "anil": """\
 @inproceedings{raghu2020rapid,
   title={Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of {MAML}},

@@ -41,6 +41,7 @@ _Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_
 _OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
 
 _INNER_STEPS, _SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve
+_UPDATES = (0, 1, 2, 3)  # of what acts in environments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
     table = _result_table(config, result)
     source = experiment.make_source(config, "test")
     inputs = jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs
-    if metric is accuracy and config.shots > 0 and inputs.ndim == 4:
+    if metric is accuracy and config.shots and inputs.ndim == 4:
         pixels = evaluate(jax.random.key(1), jmeta.prototypical(jmeta.identity()), {}, {}, source, episodes=600)
         table.add_row("nearest mean on raw pixels", _interval(config, pixels))
     _print_result(config, result, table)
@@ -257,7 +258,7 @@ def _adaptation(
     done = result["test_inner_steps"]
     return "test_inner_steps", [
         result if steps == done else _evaluate(config, train_state, "test", 200, 1, inner_steps=steps)
-        for steps in sorted({*_INNER_STEPS, done})
+        for steps in sorted({*(_UPDATES if LEARNERS[config.learner].acts else _INNER_STEPS), done})
     ]
 
 
@@ -295,20 +296,32 @@ def evaluate_run(flags: Evaluate) -> None:
     result = _evaluate(
         config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
     )
+    table = _result_table(config, result)
+    if LEARNERS[config.learner].acts and flags.inner_steps is None:
+        metric = DATA[config.data].metric.__name__
+        results = [
+            _evaluate(config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, steps, **episode)
+            for steps in _UPDATES
+        ]
+        plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
+        result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
+        for r in results:
+            table.add_row(f"after {r['test_inner_steps']}", _interval(config, r))
     if flags.json:
         print(_json(result))
     else:
-        _print_result(config, result, _result_table(config, result))
+        _print_result(config, result, table)
 
 
 def adapt_run(flags: Adapt) -> None:
     """`jmeta adapt`."""
     config = _read_config(flags.run)
     source = experiment.make_source(config, "test")
-    shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support.inputs.shape[1:]
+    support_shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support
+    shape: tuple[int, ...] = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
     if len(shape) != 3:
         raise ConfigError(f"{flags.run} was trained on {config.data}, not on images; train on images first.")
-    options = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}
+    options: dict[str, Any] = {"size": shape[:2], "channels": shape[2], "invert": flags.invert}
     support, query = (read_images(folder, **options) for folder in (flags.support, flags.query))
     if (support.labels < 0).any():
         raise DataError(f"{flags.support} holds images outside of a class; put them into one sub-folder a class.")

@@ -86,6 +86,10 @@ class Adapted(NamedTuple):
 Objective = Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
 
 
+def _as_they_are(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
+    return tasks
+
+
 class MetaLearner(NamedTuple):
     """A learner of learners as four pure functions: the whole public contract.
 
@@ -95,12 +99,15 @@ class MetaLearner(NamedTuple):
         predict: `(key, adapted, inputs) -> outputs`: one task.
         objective: `(key, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks; what `jax.grad`
             differentiates in θ.
+        collect: `(key, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn
+            once a step at the θ before the update: trajectories, in reinforcement learning. Default: the tasks.
     """
 
     init: Callable[[Key[Array, ""], Task], tuple[Params, State]]
     adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
     predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
     objective: Objective
+    collect: Callable[[Key[Array, ""], Params, State, Task], Task] = _as_they_are
 
 
 class TaskSource(NamedTuple):

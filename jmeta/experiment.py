@@ -49,7 +49,9 @@ DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
 # a setting has a meaning where learner, model or data take an argument of this name
 _MEANING = {
     "ways": "ways",
+    "shots": "shots",
     "train_ways": "ways",
+    "train_shots": "shots",
     "inner_rate": "inner_rate",
     "inner_steps": "inner_steps",
     "test_inner_steps": "inner_steps",
@@ -68,7 +70,7 @@ class Config:
     data: str
     model: str
     ways: int | None
-    shots: int
+    shots: int | None
     queries: int
     train_ways: int | None
     train_queries: int
@@ -145,11 +147,17 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         if "batch" in given:
             raise ConfigError(f"--batch has no meaning for {learner} on {data}; leave it away.")
         settings["batch"] = None
+    if chosen.acts != source.environment:
+        fits = [name for name, other in LEARNERS.items() if other.acts == source.environment]
+        kind = "an environment" if source.environment else "no environment"
+        raise ConfigError(f"{data} is {kind}, which {learner} cannot learn from; use {' or '.join(fits)}.")
     settings["descriptions"] = _descriptions(learner, data, settings.get("descriptions"))
     for name, value in settings.items():
         if name in ("shots", "train_shots") and value == 0 and settings["descriptions"] is not None:
             continue
-        if isinstance(value, int | float) and name != "seed" and not value > 0:
+        # a policy that acts without any update is a policy too
+        least = 0 if chosen.acts and name in ("inner_steps", "test_inner_steps") else 1e-30
+        if isinstance(value, int | float) and name != "seed" and not value >= least:
             raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
     check_seed(settings["seed"])
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
@@ -217,11 +225,15 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     """
     entry, data = LEARNERS[config.learner], DATA[config.data]
     task = jax.eval_shape(source.sample, jax.random.key(0), source.data)
-    outputs = None if entry.embedding else task.support.targets.shape[-1]
+    if entry.acts:
+        head = {"actions": task.support.actions}
+    else:
+        head = {"outputs": None if entry.embedding else task.support.targets.shape[-1]}
     options = dict(config.options)
     if config.inner_rate is not None:
-        steps = config.inner_steps if inner_steps is None else inner_steps
-        options |= {"inner_rate": config.inner_rate, "inner_steps": steps}
+        options["inner_rate"] = config.inner_rate
+    if config.inner_steps is not None:
+        options["inner_steps"] = config.inner_steps if inner_steps is None else inner_steps
     elif inner_steps is not None:
         raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
     if config.distance is not None:
@@ -239,7 +251,7 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     network = MODELS[config.model].make
     network_options = {name: value for name, value in given.items() if value is not None}
     needed = {name: value for name, value in entry.network.items() if name in inspect.signature(network).parameters}
-    return entry.make(linen(network(outputs=outputs, **network_options, **needed)), **options)
+    return entry.make(linen(network(**head, **network_options, **needed)), **options)
 
 
 def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
@@ -258,8 +270,9 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
         DataError: the data cannot give such tasks.
     """
     ways = episode.get("ways", config.ways)
-    if config.ways is None and ways is not None:
-        raise ConfigError(f"--ways has no meaning for {config.data}; leave it away.")
+    for name in episode:
+        if getattr(config, name) is None:
+            raise ConfigError(f"{_flag(name)} has no meaning for {config.data}; leave it away.")
     if ways != config.ways and not LEARNERS[config.learner].embedding:
         raise ConfigError(
             f"{config.learner} has one output for each of its {config.ways} ways, so it cannot take {ways}; leave "

@@ -58,7 +58,8 @@ def make_step(
     Args:
         learner: the meta-learner.
         optimizer: the outer optax optimiser; `value`, `grad` and `value_fn` are passed to its update, so that L-BFGS
-            and schedule-free optimisers work.
+            and schedule-free optimisers work, and `objective_fn`, `params -> (value, info)`, for those that heed a
+            constraint in the learner's info (the KL divergence of TRPO).
         source: where tasks come from.
         tasks: tasks a step.
         task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
@@ -81,18 +82,28 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
-    objective = _in_chunks(learner.objective, tasks, task_chunk)
+    objective, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
         sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
         batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
+        # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
+        batch = learner.collect(jax.random.fold_in(objective_key, 0), carry.params, carry.state, batch)
 
-        def value(params: Params) -> Float[Array, ""]:
-            return objective(objective_key, params, carry.state, batch)[0][0]
+        def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
+            value, (_, info) = objective(objective_key, params, carry.state, batch)
+            return value, info
 
-        (loss, (state, info)), gradient = objective(objective_key, carry.params, carry.state, batch)
+        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
         updated, optimizer_state = descend(
-            optimizer, gradient, carry.optimizer_state, carry.params, value=loss, grad=gradient, value_fn=value
+            optimizer,
+            gradient,
+            carry.optimizer_state,
+            carry.params,
+            value=loss,
+            grad=gradient,
+            value_fn=lambda params: value_and_info(params)[0],
+            objective_fn=value_and_info,
         )
         norm = optax.tree.norm(gradient)
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
@@ -102,31 +113,49 @@ def make_step(
     return step
 
 
-def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> Any:
-    """The value and gradient of the mean over chunks of tasks, accumulated in a scan."""
+def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any, Any]:
+    """The objective as a mean over chunks of tasks, and its value and gradient, accumulated in a scan."""
     if task_chunk is not None and (task_chunk < 1 or tasks % task_chunk):
         raise ConfigError(f"task_chunk {task_chunk} does not divide {tasks} tasks; choose a divisor.")
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
 
-    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+    def chunks_of(key: Key[Array, ""], batch: Task) -> tuple[Array, Task] | None:
         chunk = task_chunk or _default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
         if chunk == tasks:
-            return value_and_grad(key, params, state, batch)
+            return None
         chunks = tasks // chunk
+        return jax.random.split(key, chunks), jax.tree.map(lambda x: x.reshape(chunks, chunk, *x.shape[1:]), batch)
+
+    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(key, batch)
+        if parts is None:
+            return objective(key, params, state, batch)
+
+        @jax.checkpoint  # who differentiates this keeps one chunk at a time
+        def one(_: None, key_and_chunk: tuple[Array, Task]) -> tuple[None, Any]:
+            key, part = key_and_chunk
+            return None, objective(key, params, state, part)
+
+        return mean_over_tasks(lax.scan(one, None, parts)[1])
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(key, batch)
+        if parts is None:
+            return value_and_grad(key, params, state, batch)
+        chunks = len(parts[0])
 
         def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
             key, part = key_and_chunk
             (loss, aux), gradient = value_and_grad(key, params, state, part)
             return jax.tree.map(lambda a, b: a + b / chunks, total, (loss, gradient)), aux
 
-        parts = jax.tree.map(lambda x: x.reshape(chunks, chunk, *x.shape[1:]), batch)
-        first = jax.tree.map(lambda x: x[0], parts)
+        first = jax.tree.map(lambda x: x[0], parts[1])
         (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient))
-        (loss, gradient), aux = lax.scan(add, zero, (jax.random.split(key, chunks), parts))
+        (loss, gradient), aux = lax.scan(add, zero, parts)
         return (loss, mean_over_tasks(aux)), gradient
 
-    return accumulated
+    return averaged, accumulated
 
 
 _CHUNK_BYTES = 2**14
@@ -402,7 +431,7 @@ def _check(learner: MetaLearner, params: Params, state: State, source: TaskSourc
 
     def objective(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> PyTree:
         task = source.sample(key, data)
-        batch = jax.tree.map(lambda x: x[None], task)
+        batch = learner.collect(key, params, state, jax.tree.map(lambda x: x[None], task))
         return learner.objective(key, params, state, batch)[0]
 
     value = jax.eval_shape(objective, jax.random.key(0), params, state, source.data)

@@ -45,6 +45,10 @@ def test_what_has_no_meaning_is_none():
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_resolved_config_resolves_to_itself(learner, data):
+    if LEARNERS[learner].acts != DATA[data].environment:
+        with pytest.raises(jmeta.ConfigError, match=f"{data} is (no|an) environment, which {learner} cannot learn"):
+            experiment.resolve(learner, data)
+        return
     if LEARNERS[learner].descriptions and not DATA[data].descriptions:
         with pytest.raises(
             jmeta.ConfigError, match=f"{learner} reads descriptions of classes and {data} has none; use"
@@ -96,7 +100,10 @@ def test_bad_settings(flags, sentence):
 @pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
 @pytest.mark.parametrize(
     ("learner", "model"),
-    [*((learner, None) for learner in LEARNERS), *product(("maml", "prototypical"), MODELS)],
+    [
+        *((learner, None) for learner in LEARNERS if not LEARNERS[learner].acts),
+        *product(("maml", "prototypical"), ("conv4", "conv4-max", "mlp")),
+    ],
 )
 def test_every_combination_begins_or_says_why_not(learner, data, model):
     def begin():
@@ -202,3 +209,12 @@ def test_entries_have_a_line_and_a_paper():
         for entry in registry.values():
             assert entry.summary and entry.paper and "\n" not in entry.summary
     assert all(isinstance(entry, DataEntry) for entry in DATA.values())
+
+
+@pytest.mark.parametrize("learner", [name for name in LEARNERS if LEARNERS[name].acts])
+@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].environment])
+def test_what_acts_begins_in_every_environment(learner, data):
+    config = experiment.resolve(learner, data, inner_steps=0)
+    source = experiment.make_source(config, "test")
+    made = experiment.make_learner(config, source)
+    assert jax.eval_shape(lambda: experiment.begin(config, made, source)).step.shape == ()

@@ -11,6 +11,7 @@ from jmeta.data.clinc150 import clinc150
 from jmeta.data.glyphs import DESCRIPTIONS, glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
+from jmeta.envs import bandit, gaussian_bandit, mean_return, point_navigation, tabular_mdp
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 
 Measure = Callable[[Any, Any], Float[Array, ""]]
@@ -21,13 +22,14 @@ class Entry(NamedTuple):
 
     Args:
         load: `(split=, ways=, shots=, queries=, batch=) -> TaskSource`, split in train, validation, test; no `ways` and
-            no `batch` where tasks have no classes.
+            no `batch` where tasks have no classes, no `shots` where the support is an environment.
         summary: one line.
         paper: who and when.
         loss: of one task.
         metric: what is reported.
         defaults: options of `jmeta train` that suit the data; they come before those of the learner.
         descriptions: kinds of descriptions of classes that `load` takes as `descriptions=`, the usual one first.
+        environment: whether the support is an environment to act in, instead of examples.
     """
 
     load: Callable[..., TaskSource]
@@ -37,6 +39,14 @@ class Entry(NamedTuple):
     metric: Measure = accuracy
     defaults: Mapping[str, Any] = {}
     descriptions: tuple[str, ...] = ()
+    environment: bool = False
+
+
+def _environments(make: Callable[..., TaskSource]) -> Callable[..., TaskSource]:
+    def load(*, split: str, queries: int) -> TaskSource:
+        return make(queries=queries)  # no split: every task is drawn anew
+
+    return load
 
 
 def _sinusoid(*, split: str, shots: int, queries: int) -> TaskSource:
@@ -87,5 +97,33 @@ DATA: Mapping[str, Entry] = {
         mean_squared_error,
         mean_squared_error,
         {"model": "mlp", "inner_rate": 0.01, "tasks": 25, "shots": 10, "queries": 10, "steps": 20_000},
+    ),
+    "point_navigation": Entry(
+        _environments(point_navigation),
+        "a point in the plane that shall find a goal by reward alone",
+        "Finn et al. 2017",
+        metric=mean_return,
+        environment=True,
+    ),
+    "bandit": Entry(
+        _environments(bandit),
+        "Bernoulli bandits of 5 arms and 10 pulls",
+        "Duan et al. 2016",
+        metric=mean_return,
+        environment=True,
+    ),
+    "gaussian_bandit": Entry(
+        _environments(gaussian_bandit),
+        "Gaussian bandits of 5 arms and 10 pulls",
+        "jmeta",
+        metric=mean_return,
+        environment=True,
+    ),
+    "tabular_mdp": Entry(
+        _environments(tabular_mdp),
+        "random decision processes of 10 states and 5 actions",
+        "Duan et al. 2016",
+        metric=mean_return,
+        environment=True,
     ),
 }

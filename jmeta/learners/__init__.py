@@ -14,6 +14,7 @@ from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
+from jmeta.learners.maml_rl import maml_rl
 from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
@@ -23,9 +24,11 @@ from jmeta.learners.prototypical import prototypical
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
+from jmeta.learners.rl2 import rl2
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
+from jmeta.optimizers import repeated, trust_region
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -43,6 +46,17 @@ def sgd(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
 
 
+def trpo(rate: float, steps: int) -> optax.GradientTransformation:
+    """The update of TRPO, whose KL divergence is β at most."""
+    return trust_region(rate)
+
+
+def ppo(rate: float, steps: int) -> optax.GradientTransformation:
+    """Eight epochs of clipped Adam on each batch of trajectories, at rate β annealed to 0 by a cosine."""
+    epochs = 8
+    return repeated(optax.chain(optax.clip_by_global_norm(1.0), adam(rate, epochs * steps)), epochs)
+
+
 class Entry(NamedTuple):
     """A learner in the registry.
 
@@ -57,6 +71,7 @@ class Entry(NamedTuple):
         optimizer: `(β, steps) -> optax transformation`, the outer optimiser of `jmeta train`.
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
         descriptions: whether the support must hold a description of each class.
+        acts: whether the support is an environment to act in, instead of examples.
     """
 
     make: Callable[..., MetaLearner]
@@ -69,6 +84,7 @@ class Entry(NamedTuple):
     optimizer: Callable[[float, int], optax.GradientTransformation] = adam
     pretrains: bool = False
     descriptions: bool = False
+    acts: bool = False
 
 
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
@@ -217,5 +233,21 @@ LEARNERS: Mapping[str, Entry] = {
         embedding=True,
         defaults=_PRETRAINED | {"inner_rate": 1.0, "inner_steps": 50},
         pretrains=True,
+    ),
+    "maml_rl": Entry(
+        maml_rl,
+        "an initialisation from which policy-gradient steps learn a task from reward",
+        "Finn et al. 2017",
+        defaults={"model": "policy", "inner_rate": 0.1, "tasks": 20, "steps": 200, "queries": 20, "outer_rate": 0.01},
+        optimizer=trpo,
+        acts=True,
+    ),
+    "rl2": Entry(
+        rl2,
+        "a recurrent policy whose memory is what it learned about the task",
+        "Duan et al. 2016",
+        defaults={"model": "recurrent-policy", "tasks": 512, "steps": 1500, "queries": 20, "outer_rate": 3e-3},
+        optimizer=ppo,
+        acts=True,
     ),
 }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from flax import linen as nn
 
 from jmeta.models.networks import MLP, Conv4
+from jmeta.models.policies import Policy, RecurrentPolicy
 from jmeta.models.text import TextEncoder
 
 
@@ -14,7 +15,7 @@ class Entry(NamedTuple):
     """A network in the registry.
 
     Args:
-        make: `(outputs=..., **options) -> module`.
+        make: `(outputs=..., **options) -> module`, or `(actions=..., **options)` of an action space for one that acts.
         summary: one line.
         paper: who and when.
     """
@@ -27,6 +28,10 @@ class Entry(NamedTuple):
 MODELS: Mapping[str, Entry] = {
     "conv4": Entry(partial(Conv4, pooling="stride"), "four convolutions of stride 2, spatial mean", "Finn et al. 2017"),
     "conv4-max": Entry(partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling", "Vinyals et al. 2016"),
+    "policy": Entry(Policy, "perceptron 100-100 that acts without memory", "Finn et al. 2017"),
+    "recurrent-policy": Entry(
+        RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"
+    ),
     "mlp": Entry(MLP, "perceptron 40-40 for regression", "Finn et al. 2017"),
     "text": Entry(TextEncoder, "weighted sum of the embeddings of hashed n-grams", "Joulin et al. 2017"),
 }

@@ -1,0 +1,189 @@
+"""An environment as two pure functions and its parameters, and tasks made of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Examples, Task, TaskSource
+from jmeta.envs.spaces import Space
+from jmeta.errors import ConfigError, DataError
+
+Reset = Callable[[Key[Array, ""], PyTree], tuple[Array, PyTree]]
+Step = Callable[[Key[Array, ""], PyTree, Array, PyTree], tuple[Array, PyTree, Array, Array, Any]]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["reset", "step", "actions", "horizon"])
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """A Markov decision process: pure functions with gymnax's interface, and the parameters that tell tasks apart.
+
+    It is a pytree whose leaves are the parameters, so that it can be the support of a `Task`: a batch of tasks is one
+    `Environment` with a leading task axis on its parameters, and `jax.vmap` takes it as it is.
+
+    Args:
+        params: the parameters of this environment (a goal, masses, probabilities): what differs between tasks.
+        reset: `(key, params) -> (observation, state)`; the observation is a float array.
+        step: `(key, state, action, params) -> (observation, state, reward, done, info)`.
+        actions: the action space.
+        horizon: after how many steps an episode ends at the latest.
+
+    Raises:
+        ConfigError: a horizon below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jmeta.envs import Discrete, Environment
+        >>> coin = Environment(  # an observation that says nothing, and 1 for the right guess
+        ...     params=jnp.asarray(1),
+        ...     reset=lambda key, params: (jnp.zeros(1), ()),
+        ...     step=lambda key, state, action, params: (
+        ...         jnp.zeros(1), state, (action == params).astype(jnp.float32), jnp.asarray(False), {}),
+        ...     actions=Discrete(2),
+        ...     horizon=5,
+        ... )
+        >>> float(coin.step(jax.random.key(0), (), jnp.asarray(1), coin.params)[2])
+        1.0
+    """
+
+    params: PyTree
+    reset: Reset
+    step: Step
+    actions: Space
+    horizon: int
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ConfigError(f"the environment has a horizon of {self.horizon}; give at least 1 step.")
+
+    def with_params(self, params: PyTree) -> "Environment":
+        """The same environment with other parameters."""
+        return dataclasses.replace(self, params=params)
+
+
+def environment_tasks(
+    environment: Environment,
+    sample_params: Callable[[Key[Array, ""]], PyTree],
+    *,
+    queries: int = 1,
+    protocol: Mapping[str, Any] | None = None,
+) -> TaskSource:
+    """Tasks that differ in the parameters of an environment.
+
+    Args:
+        environment: any; its own parameters do not matter.
+        sample_params: `key -> params`, the distribution over tasks.
+        queries: how many fresh episodes measure the return of an adapted policy.
+        protocol: what else stands in every result, beside `horizon` and `queries`.
+
+    Returns:
+        A source of tasks. `support` is an `Environment`, which `adapt` may act in; `query.inputs` is the same
+        environment with a leading axis of `queries` on its parameters, and a learner's answer to each is the return of
+        one episode. `query.targets` is empty: nobody knows the best return.
+
+    Raises:
+        ConfigError: fewer than one query.
+        DataError: the environment cannot be traced, or its observations or rewards are not finite; found by one episode
+            of random actions.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.envs import environment_tasks, navigation
+        >>> near = lambda key: jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)
+        >>> source = environment_tasks(navigation.environment(), near)
+        >>> source.sample(jax.random.key(0), source.data).support.params.shape
+        (2,)
+    """
+    if queries < 1:
+        raise ConfigError(f"queries is {queries}; give at least 1 episode.")
+    check_environment(environment, sample_params)
+
+    def sample(key: Key[Array, ""], data: PyTree) -> Task:
+        params = sample_params(key)
+        many = jax.tree.map(lambda x: jnp.broadcast_to(x, (queries, *jnp.shape(x))), params)
+        return Task(environment.with_params(params), Examples(environment.with_params(many), ()))
+
+    return TaskSource((), sample, {**(protocol or {}), "horizon": environment.horizon, "queries": queries})
+
+
+def check_environment(environment: Environment, sample_params: Callable[[Key[Array, ""]], PyTree]) -> None:
+    """Raises `DataError` unless an episode of random actions can be compiled and has finite observations and rewards.
+
+    Args:
+        environment: any; its own parameters do not matter.
+        sample_params: `key -> params`.
+
+    Raises:
+        DataError: one sentence, what the environment does wrong.
+    """
+    from jmeta.envs.rollout import rollout
+
+    def policy(carry: PyTree, observation: Array, previous: PyTree) -> tuple[PyTree, Float[Array, "outputs"]]:
+        return carry, jnp.zeros(environment.actions.outputs)
+
+    def episode(key: Key[Array, ""]) -> tuple[Array, Array]:
+        params_key, key = jax.random.split(key)
+        drawn = environment.with_params(sample_params(params_key))
+        trajectory = rollout(key, drawn, policy, ())[1]
+        return jnp.isfinite(trajectory.observations).all(), jnp.isfinite(trajectory.rewards)
+
+    try:
+        observed, rewarded = jax.jit(episode)(jax.random.key(0))
+    except DataError:
+        raise
+    except Exception as error:  # whatever a function raises that was not written for tracers
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise DataError(
+            f"the environment cannot be compiled ({reason}); write reset and step with jax.numpy and no `if` on values."
+        ) from error
+    if not bool(observed):
+        raise DataError("the environment gives observations that are not finite; look at its reset and step.")
+    if not bool(rewarded.all()):
+        raise DataError(
+            f"the environment gives a reward that is not finite at step {int(jnp.argmin(rewarded))}; look at its step."
+        )
+
+
+def reveal(source: TaskSource) -> TaskSource:
+    """The same tasks with the parameters of the environment in every observation: the tasks of an oracle.
+
+    Args:
+        source: tasks of environments whose observations and parameters are float arrays.
+
+    Returns:
+        Tasks whose observation is `[observation, parameters]`, flat.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.envs import point_navigation, reveal
+        >>> source = reveal(point_navigation())
+        >>> goal = source.sample(jax.random.key(0), source.data).support
+        >>> goal.reset(jax.random.key(1), goal.params)[0].shape
+        (4,)
+    """
+
+    def sample(key: Key[Array, ""], data: PyTree) -> Task:
+        return jax.tree.map(_revealed, source.sample(key, data), is_leaf=lambda x: isinstance(x, Environment))
+
+    return source._replace(sample=sample)
+
+
+def _revealed(environment: Environment) -> Environment:
+    return dataclasses.replace(environment, reset=_Revealed(environment.reset, 1), step=_Revealed(environment.step, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Revealed:
+    """`reset` or `step`, equal where they wrap the same function, so that nothing compiles twice."""
+
+    function: Callable[..., Any]
+    params: int
+
+    def __call__(self, *arguments: Any) -> Any:
+        observation, *rest = self.function(*arguments)
+        parts = [observation, *jax.tree.leaves(arguments[self.params])]
+        return jnp.concatenate([jnp.ravel(x).astype(observation.dtype) for x in parts]), *rest

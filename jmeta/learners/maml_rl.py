@@ -1,0 +1,177 @@
+"""MAML for reinforcement learning (Finn et al. 2017), with the estimators that came after it."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.adjoint import exact
+from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.envs.environment import Environment
+from jmeta.envs.rollout import Policy, Trajectory, collect, returns, rollout
+from jmeta.errors import ConfigError, ModelError
+from jmeta.inner import Adjoint, InnerProblem
+from jmeta.policy_gradient import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
+
+
+class Experience(NamedTuple):
+    """Episodes in an environment, and what their actions are credited with."""
+
+    environment: Environment
+    trajectories: Trajectory
+    credit: Credit
+
+
+def maml_rl(
+    model: Model,
+    *,
+    inner_rate: float = 0.1,
+    inner_steps: int = 1,
+    estimator: Estimator = promp,
+    adjoint: Adjoint = exact(),
+    trajectories: int = 20,
+    discount: float = 0.99,
+    trace: float = 1.0,
+    normalize: bool = True,
+    clip: float = 0.2,
+    entropy: float = 0.0,
+) -> MetaLearner:
+    """MAML for reinforcement learning: an initialisation θ from which policy-gradient steps learn a task from reward.
+
+    φ₀ = θ, φₖ₊₁ = φₖ + α ∇J(φₖ), with J estimated on `trajectories` episodes that φₖ collects in the environment of
+    the task; the objective is less the return of φ_K. Actions do not depend on θ differentiably, so that how the
+    trajectories depend on it is the estimator's business.
+
+    Args:
+        model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
+            `jmeta.linen(jmeta.models.Policy(actions))` gives.
+        inner_rate: α, on the surrogate per step of the horizon.
+        inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
+        estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
+            `jmeta.policy_gradient`.
+        adjoint: how to differentiate through each update; `first_order()` leaves the second derivatives away.
+        trajectories: episodes of each update.
+        discount: γ.
+        trace: λ of the generalized advantage; 1 is the sum of rewards less the linear baseline.
+        normalize: whether advantages have mean 0 and standard deviation 1 over the episodes of an update.
+        clip: ε of PPO in the outer objective; infinity leaves that of TRPO.
+        entropy: weight of the entropy of the adapted policy, a mean over steps.
+
+    Returns:
+        The learner. `Adapted.params` is φ_K. `predict` answers each query by the return of one episode. `collect` turns
+        a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function of θ on fixed
+        trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need. `info` has
+        `return_k` after k updates, `kl` and `entropy`.
+
+    Raises:
+        ConfigError: a negative K, or an α that is not positive.
+        ModelError: `model` is no `Model`; from `init` and `fit`, its outputs do not fit the action space.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.envs import Box, point_navigation
+        >>> learner = jmeta.maml_rl(jmeta.linen(jmeta.models.Policy(Box(2, -0.1, 0.1))), trajectories=5)
+        >>> source = point_navigation(horizon=10)
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, source, steps=2, tasks=2, optimizer=jmeta.trust_region())
+
+    Reference: Finn, Abbeel, Levine 2017, "Model-Agnostic Meta-Learning", algorithm 3; the estimators: Foerster et al.
+    2018 (DiCE), Farquhar et al. 2019 (Loaded DiCE), Rothfuss et al. 2019 (ProMP).
+
+    Differences from the paper: the default estimator is ProMP's, whose second derivative is nearer to the true one than
+    the paper's (`vpg`); `trace` and the outer optimiser are arguments. From the authors' code: α is the same at every
+    update, where it halves α after the first at test.
+    """
+    check_model(model)
+    if inner_steps < 0 or (inner_steps and not inner_rate > 0):
+        raise ConfigError(
+            f"inner_steps is {inner_steps} and inner_rate {inner_rate}; give 0 or more steps at a positive rate."
+        )
+
+    def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
+        def act(carry: PyTree, observation: Array, previous: PyTree) -> tuple[PyTree, Array]:
+            return carry, model.apply(key, params, state, observation[None], train=False)[0][0]
+
+        return act
+
+    def experience(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Experience:
+        rollout_key, model_key = jax.random.split(key)
+        # the estimators know how trajectories depend on θ; the environment is not differentiated
+        params = lax.stop_gradient(params)
+        episodes = collect(rollout_key, environment, policy(model_key, params, state), trajectories)
+        return Experience(environment, episodes, credit(episodes, discount, trace, normalize))
+
+    def outputs_of(key: Key[Array, ""], params: Params, state: State, episodes: Trajectory) -> Array:
+        observations = episodes.observations.reshape(-1, *episodes.observations.shape[2:])
+        outputs, _ = model.apply(key, params, state, observations, train=True)
+        return outputs.reshape(episodes.outputs.shape)
+
+    def inner_loss(key: Key[Array, ""], params: Params, state: State, support: Experience) -> tuple[Array, State]:
+        environment, episodes, signals = support
+        outputs = outputs_of(key, params, state, episodes)
+        log_probabilities = environment.actions.log_probability(outputs, episodes.actions)
+        return -estimator(log_probabilities, signals) / environment.horizon, state
+
+    update = adjoint(InnerProblem(inner_loss, optax.sgd(inner_rate), num_steps=1))
+
+    def practise(
+        key: Key[Array, ""], params: Params, state: State, environment: Environment
+    ) -> tuple[Params, list[Experience]]:
+        supports = []
+        for step_key in jax.random.split(key, inner_steps):
+            collect_key, update_key = jax.random.split(step_key)
+            supports.append(experience(collect_key, params, state, environment))
+            params = update(update_key, params, state, supports[-1]).params
+        return params, supports
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        environment = task.support
+        observation = environment.reset(key, environment.params)[0][None]
+        params, state = model.init(key, observation)
+        outputs = jax.eval_shape(lambda: model.apply(key, params, state, observation, train=False)[0])
+        if outputs.shape != (1, environment.actions.outputs):
+            raise ModelError(
+                f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} needs "
+                f"{environment.actions.outputs}; jmeta.models.Policy(actions) gives as many as its action space wants."
+            )
+        return params, state
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Environment) -> Adapted:
+        φ, supports = practise(key, params, state, support)
+        info = {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(supports)}
+        return Adapted(φ, state, info)
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Float[Array, "queries"]:
+        model_key, key = jax.random.split(key)
+        act = policy(model_key, adapted.params, adapted.state)
+        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
+        return returns(jax.vmap(lambda key, environment: rollout(key, environment, act, ())[1])(keys, inputs))
+
+    def one_collect(key: Key[Array, ""], params: Params, state: State, task: Task) -> Task:
+        practise_key, query_key = jax.random.split(key)
+        φ, supports = practise(practise_key, params, state, task.support)
+        return Task(supports, experience(query_key, φ, state, task.support))
+
+    def collect_all(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
+        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
+        return lax.stop_gradient(jax.vmap(one_collect, (0, None, None, 0))(keys, params, state, tasks))
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        φ = params
+        for support in task.support:
+            φ = update(key, φ, state, support).params
+        environment, episodes, signals = task.query
+        outputs = outputs_of(key, φ, state, episodes)
+        surrogate = clipped_surrogate(environment.actions, outputs, episodes, signals.advantages, clip)
+        bonus = step_mean(environment.actions.entropy(outputs), episodes.alive)
+        kl = step_mean(environment.actions.kl(episodes.outputs, outputs), episodes.alive)
+        achieved = returns(episodes).mean()
+        info = {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(task.support)}
+        info |= {f"return_{len(task.support)}": achieved, "kl": kl, "entropy": bonus}
+        # less the return, so that the loss reads as one; the gradient is that of the surrogate
+        return -achieved - surrogate - entropy * bonus, (state, info)
+
+    return MetaLearner(init, adapt, predict, over_tasks(one_task), collect_all)

@@ -1,0 +1,174 @@
+"""RL² (Duan et al. 2016): a recurrent policy whose memory is what it learned about the task."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.envs.environment import Environment
+from jmeta.envs.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
+from jmeta.errors import ConfigError, ModelError
+from jmeta.policy_gradient import clipped_surrogate, generalized_advantage, moments, step_mean
+
+
+class Trial(NamedTuple):
+    """The episodes of one trial, one after the other, and what PPO compares them with."""
+
+    environment: Environment
+    steps: Trajectory
+    advantages: Float[Array, "*batch steps"]
+    targets: Float[Array, "*batch steps"]
+
+
+def rl2(
+    model: Model,
+    *,
+    inner_steps: int = 1,
+    discount: float = 0.99,
+    trace: float = 0.95,
+    clip: float = 0.2,
+    entropy: float = 0.01,
+    value_weight: float = 0.5,
+) -> MetaLearner:
+    """RL²: a recurrent policy keeps its memory over the episodes of a trial; learning a task is running it.
+
+    A trial is `inner_steps + 1` episodes in one environment. The policy sees its last action, its reward and whether an
+    episode began, and θ is trained by PPO on the rewards of whole trials, with gradients through the memory. `adapt`
+    runs the first `inner_steps` episodes, and `predict` answers each query by one more episode from there.
+
+    Args:
+        model: `(memory, features) -> (memory, outputs)`, as `jmeta.linen(jmeta.models.RecurrentPolicy(actions))` gives;
+            the last output is the value. None as memory stands for its start.
+        inner_steps: episodes before the one that counts at evaluation; with 0 that is the whole trial, as for bandits.
+        discount: γ, over the whole trial.
+        trace: λ of the generalized advantage.
+        clip: ε of PPO.
+        entropy: weight of the entropy of the policy, a mean over steps.
+        value_weight: weight of ½ (V − target)², a mean over steps.
+
+    Returns:
+        The learner. `Adapted.params` is `(θ, memory, previous)`. Its objective is less the return of the trial, and
+        `info` has `return`, `kl` to the policy that acted, and `entropy`. For the epochs of PPO give `jmeta.fit` the
+        optimiser `jmeta.repeated(optax.adam(...), times)`.
+
+    Raises:
+        ConfigError: a negative `inner_steps`.
+        ModelError: `model` is no `Model`; from `init` and `fit`, its outputs do not fit the action space.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.envs import Discrete, bandit
+        >>> learner = jmeta.rl2(jmeta.linen(jmeta.models.RecurrentPolicy(Discrete(5))), inner_steps=0)
+        >>> fitted = jmeta.fit(jax.random.key(0), learner, bandit(), steps=2, tasks=4)
+
+    Reference: Duan et al. 2016, "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning",
+    https://arxiv.org/abs/1611.02779; Wang et al. 2016, "Learning to Reinforcement Learn".
+
+    Differences from the paper: PPO where it has TRPO, a value that is a second head of the policy, and one trial of a
+    task a step.
+    """
+    check_model(model)
+    if inner_steps < 0:
+        raise ConfigError(f"inner_steps is {inner_steps}; give 0 or more episodes.")
+
+    def features(observation: Array, previous: Previous) -> Float[Array, "features"]:
+        return jnp.concatenate(
+            [observation.ravel(), previous.action, previous.reward[None], previous.done[None]], dtype=observation.dtype
+        )
+
+    def apply(key: Key[Array, ""], params: Params, state: State, memory: PyTree, x: Array, train: bool) -> Any:
+        (memory, outputs), _ = model.apply(key, params, state, (memory, x[None]), train=train)
+        return memory, outputs[0]
+
+    def start(key: Key[Array, ""], params: Params, state: State, x: Array) -> PyTree:
+        memory, _ = jax.eval_shape(lambda: apply(key, params, state, None, x, False))
+        return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), memory)
+
+    def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
+        def act(memory: PyTree, observation: Array, previous: Previous) -> tuple[PyTree, Array]:
+            memory, outputs = apply(key, params, state, memory, features(observation, previous), False)
+            return memory, outputs[:-1]
+
+        return act
+
+    def run(
+        key: Key[Array, ""], params: Params, state: State, environment: Environment, episodes: int
+    ) -> tuple[tuple[PyTree, Previous], Trajectory]:
+        model_key, key = jax.random.split(key)
+        act = policy(model_key, params, state)
+        previous = nothing_before(environment)
+        observation, _ = environment.reset(key, environment.params)
+        memory = start(model_key, params, state, features(observation, previous))
+
+        def episode(carry: Any, key: Key[Array, ""]) -> Any:
+            return rollout(key, environment, act, *carry)
+
+        return lax.scan(episode, (memory, previous), jax.random.split(key, episodes))
+
+    def replay(key: Key[Array, ""], params: Params, state: State, steps: Trajectory) -> Float[Array, "steps outputs"]:
+        """The outputs of the network along a trial, a value last; the memory stands still in the padding."""
+        inputs = jax.vmap(features)(steps.observations, steps.previous)
+
+        def step(memory: PyTree, x: tuple[Array, Array]) -> tuple[PyTree, Array]:
+            after, outputs = apply(key, params, state, memory, x[0], True)
+            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), outputs
+
+        return lax.scan(step, start(key, params, state, inputs[0]), (inputs, steps.alive))[1]
+
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        environment = task.support
+        observation, _ = environment.reset(key, environment.params)
+        x = features(observation, nothing_before(environment))
+        params, state = model.init(key, (None, x[None]))
+        _, outputs = jax.eval_shape(lambda: apply(key, params, state, None, x, False))
+        if outputs.shape != (environment.actions.outputs + 1,):
+            raise ModelError(
+                f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} and a value need "
+                f"{environment.actions.outputs + 1}; jmeta.models.RecurrentPolicy(actions) gives as many."
+            )
+        return params, state
+
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Environment) -> Adapted:
+        (memory, previous), episodes = run(key, params, state, support, inner_steps)
+        return Adapted((params, memory, previous), state, {"support_returns": returns(episodes)})
+
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Float[Array, "queries"]:
+        params, memory, previous = adapted.params
+        model_key, key = jax.random.split(key)
+        act = policy(model_key, params, adapted.state)
+        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
+        return returns(
+            jax.vmap(lambda key, environment: rollout(key, environment, act, memory, previous)[1])(keys, inputs)
+        )
+
+    def one_trial(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Trial:
+        _, episodes = run(key, params, state, environment, inner_steps + 1)
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
+        values = replay(key, params, state, steps)[:, -1]
+        advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace)
+        return Trial(environment, steps, advantages, advantages + values)
+
+    def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
+        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
+        trials = jax.vmap(one_trial, (0, None, None, 0))(keys, params, state, tasks.support)
+        mean, deviation = moments(trials.advantages, trials.steps.alive)
+        return lax.stop_gradient(Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8))))
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        environment, steps, advantages, targets = task.query
+        both = replay(key, params, state, steps)
+        outputs, values = both[:, :-1], both[:, -1]
+        surrogate = clipped_surrogate(environment.actions, outputs, steps, advantages, clip)
+        bonus = step_mean(environment.actions.entropy(outputs), steps.alive)
+        error = step_mean(0.5 * jnp.square(values - targets), steps.alive)
+        kl = step_mean(environment.actions.kl(steps.outputs, outputs), steps.alive)
+        achieved = returns(steps)
+        info = {"return": achieved, "value_error": error, "kl": kl, "entropy": bonus}
+        return -achieved - surrogate - entropy * bonus + value_weight * error, (state, info)
+
+    return MetaLearner(init, adapt, predict, over_tasks(one_task), collect)

@@ -1,0 +1,188 @@
+"""Environments, the collector, and bad input."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jmeta
+from jmeta.envs import (
+    Box,
+    Discrete,
+    Environment,
+    bandit,
+    collect,
+    environment_tasks,
+    from_brax,
+    from_gymnax,
+    navigation,
+    point_navigation,
+    reveal,
+    rollout,
+)
+
+KEY = jax.random.key(0)
+
+
+def still(outputs):
+    return lambda carry, observation, previous: (carry, jnp.asarray(outputs, jnp.float32))
+
+
+def test_navigation_by_numpy():
+    goal = np.asarray([0.25, -0.1])
+    environment = navigation.environment(jnp.asarray(goal, jnp.float32), horizon=12)
+    trajectory = rollout(KEY, environment, still([0.3, -0.5, 0.0, 0.0]), ())[1]
+    position, alive = np.zeros(2), True
+    for t in range(12):
+        np.testing.assert_allclose(trajectory.observations[t], position, atol=1e-5)
+        assert bool(trajectory.alive[t]) == alive
+        after = position + np.clip(0.1 * np.asarray(trajectory.actions[t]), -0.1, 0.1)
+        distance = np.linalg.norm(after - goal)
+        np.testing.assert_allclose(trajectory.rewards[t], -distance if alive else 0.0, rtol=1e-4)
+        alive = alive and distance >= 0.01
+        position = after if alive else position
+
+
+def test_nothing_happens_after_done():
+    """An environment that gives NaN once it has ended."""
+
+    def step(key, state, action, params):
+        state = state + 1
+        value = jnp.where(state > 3, jnp.nan, state.astype(jnp.float32))
+        return value[None], state, value, state >= 3, {}
+
+    environment = Environment(
+        jnp.zeros(()), lambda key, params: (jnp.zeros(1), jnp.zeros((), jnp.int32)), step, Discrete(2), 6
+    )
+    (memory, previous), trajectory = rollout(
+        KEY, environment, lambda m, observation, previous: (m + 1.0, jnp.zeros(2)), jnp.zeros(())
+    )
+    assert trajectory.alive.tolist() == [True] * 3 + [False] * 3
+    assert trajectory.rewards.tolist() == [1, 2, 3, 0, 0, 0]
+    assert jnp.isfinite(trajectory.observations).all()
+    assert float(memory) == 3 and float(previous.reward) == 3 and float(previous.done) == 1
+
+
+def test_the_same_key_gives_the_same_episodes_and_tasks_keep_apart():
+    goals = jnp.asarray([[0.3, 0.1], [-0.2, 0.4], [0.1, -0.5]])
+    room = navigation.environment(horizon=5)
+
+    def run(goals):
+        keys = jax.random.split(KEY, len(goals))
+        act = still([0.0, 0.0, 0.0, 0.0])
+        return jax.vmap(lambda key, goal: collect(key, room.with_params(goal), act, 4))(keys, goals)
+
+    first, again, changed = run(goals), run(goals), run(goals.at[1].set(0.0))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kept = jnp.asarray([0, 2])
+    np.testing.assert_array_equal(first.rewards[kept], changed.rewards[kept])
+    assert not np.array_equal(first.rewards[1], changed.rewards[1])
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Box(2, -0.1, 0.1)])
+def test_distributions_by_sampling(space, float64):
+    random = np.random.default_rng(0)
+    outputs, others = (jnp.asarray(0.5 * random.normal(size=space.outputs)) for _ in range(2))
+    noise = space.noise(KEY, 200_000)
+    actions = space.sample(jnp.broadcast_to(outputs, (len(noise), space.outputs)), noise)
+    p, q = (space.log_probability(jnp.broadcast_to(x, (len(noise), space.outputs)), actions) for x in (outputs, others))
+    np.testing.assert_allclose(jnp.exp(q - p).mean(), 1.0, atol=0.02)
+    np.testing.assert_allclose(space.entropy(outputs), -p.mean(), atol=0.02)
+    np.testing.assert_allclose(space.kl(outputs, others), (p - q).mean(), atol=0.02)
+
+
+def test_bandits_pay_what_their_arms_pay():
+    source = bandit(arms=3, pulls=2000)
+    task = source.sample(KEY, source.data)
+    assert dataclasses.asdict(task.support)["horizon"] == 2000
+    for arm in range(3):
+        logits = jnp.zeros(3).at[arm].set(100.0)
+        mean = rollout(KEY, task.support, still(logits), ())[1].rewards.mean()
+        np.testing.assert_allclose(mean, task.support.params[arm], atol=0.05)
+
+
+def test_the_oracle_sees_the_parameters():
+    source = reveal(point_navigation(horizon=3, queries=2))
+    task = source.sample(KEY, source.data)
+    observations = rollout(KEY, task.support, still([0.0] * 4), ())[1].observations
+    np.testing.assert_array_equal(observations[:, 2:], np.broadcast_to(task.support.params, (3, 2)))
+    jax.vmap(source.sample, (0, None))(jax.random.split(KEY, 2), source.data)
+
+
+def broken(observation=0.0, reward=0.0):
+    return Environment(
+        jnp.zeros(2),
+        lambda key, params: (jnp.full(1, observation), jnp.zeros(())),
+        lambda key, state, action, params: (jnp.zeros(1), state, jnp.asarray(reward), jnp.asarray(False), {}),
+        Discrete(2),
+        4,
+    )
+
+
+def no_params(key):
+    return jnp.zeros(2)
+
+
+def test_bad_environments_are_told_in_one_sentence():
+    with pytest.raises(jmeta.DataError, match="a reward that is not finite at step 0"):
+        environment_tasks(broken(reward=np.nan), no_params)
+    with pytest.raises(jmeta.DataError, match="observations that are not finite"):
+        environment_tasks(broken(observation=np.inf), no_params)
+    with pytest.raises(jmeta.ConfigError, match="horizon of 0; give at least 1"):
+        point_navigation(horizon=0)
+    with pytest.raises(jmeta.ConfigError, match="queries is 0"):
+        point_navigation(queries=0)
+
+    def step(key, state, action, params):
+        return jnp.zeros(1), state, jnp.zeros(()), jnp.asarray(False), {"up": 1} if action > 0 else {}
+
+    untraceable = dataclasses.replace(broken(), step=step)
+    with pytest.raises(jmeta.DataError, match="the environment cannot be compiled"):
+        environment_tasks(untraceable, no_params)
+
+
+class Gymnaxlike:
+    """An object with gymnax's interface, Python numbers in its state included."""
+
+    class Params(NamedTuple):
+        max_steps_in_episode: int = 4
+        gain: float = 2.0
+
+    default_params = Params()
+
+    def action_space(self, params):
+        return SimpleNamespace(low=-2.0, high=2.0, shape=(1,))
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), {"time": 0}
+
+    def step_env(self, key, state, action, params):
+        state = {"time": state["time"] + 1}
+        return jnp.zeros(1) + state["time"], state, params.gain * action[0], state["time"] >= 3, {}
+
+
+def test_the_adapter_takes_the_interface_of_gymnax():
+    environment = from_gymnax(Gymnaxlike())
+    trajectory = rollout(KEY, environment, still([0.5, -20.0]), ())[1]
+    np.testing.assert_allclose(trajectory.rewards, [2.0, 2.0, 2.0, 0.0], rtol=1e-4)
+    assert environment.actions == Box(1, -2.0, 2.0)
+
+
+def test_any_gymnax_environment_works():
+    gymnax = pytest.importorskip("gymnax", reason="pip install jmeta[rl]")
+    environment = from_gymnax(gymnax.make("CartPole-v1")[0], horizon=30)
+    trajectory = rollout(KEY, environment, still([9.0, -9.0]), ())[1]
+    fell = int(trajectory.alive.sum())
+    assert 5 < fell < 30
+    assert trajectory.rewards.sum() == fell
+
+
+def test_brax_environments_work():
+    brax = pytest.importorskip("brax.envs", reason="pip install jmeta[robotics]")
+    environment = from_brax(brax.get_environment("halfcheetah"), horizon=3)
+    trajectory = rollout(KEY, environment, still([0.0] * environment.actions.outputs), ())[1]
+    assert jnp.isfinite(trajectory.rewards).all()

@@ -1,0 +1,214 @@
+"""The estimators against a Markov decision process small enough to sum over all its trajectories."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta.envs import Trajectory, collect, mdp, navigation
+from jmeta.envs.rollout import Previous
+from jmeta.policy_gradient import (
+    ESTIMATORS,
+    Credit,
+    clipped_surrogate,
+    credit,
+    discounted_sum,
+    generalized_advantage,
+    linear_baseline,
+    loaded_dice,
+)
+
+STATES, ACTIONS, HORIZON, DISCOUNT = 2, 2, 3, 0.9
+
+
+@pytest.fixture
+def process(float64):
+    """Tables of two states, a policy table θ, and a baseline of state and time."""
+    random = np.random.default_rng(0)
+    transitions = random.dirichlet(np.ones(STATES), size=(STATES, ACTIONS))
+    params = mdp.Tables(jnp.asarray(transitions), jnp.asarray(random.normal(size=(STATES, ACTIONS))))
+    return params, jnp.asarray(random.normal(size=(STATES, ACTIONS))), random.normal(size=(HORIZON, STATES))
+
+
+def every_trajectory(params, baseline):
+    """States, actions, p(states | actions) and the credit of all trajectories, by NumPy."""
+    rows = []
+    for actions in itertools.product(range(ACTIONS), repeat=HORIZON):
+        for later in itertools.product(range(STATES), repeat=HORIZON - 1):
+            states = (0, *later)
+            chance = np.prod([params.transitions[states[t], actions[t], states[t + 1]] for t in range(HORIZON - 1)])
+            rewards = [DISCOUNT**t * params.rewards[states[t], actions[t]] for t in range(HORIZON)]
+            values = [DISCOUNT**t * baseline[t, states[t]] for t in range(HORIZON)]
+            rows.append((states, actions, chance, rewards, values, np.cumsum(rewards[::-1])[::-1] - values))
+    states, actions, chance, rewards, values, advantages = (jnp.asarray(np.asarray(x)) for x in zip(*rows, strict=True))
+    return states, actions, chance, Credit(rewards, values, advantages, jnp.ones(rewards.shape, bool))
+
+
+def log_probabilities(θ, states, actions):
+    return jax.nn.log_softmax(θ)[states, actions]
+
+
+def expected(process):
+    """θ -> the exact expected discounted return, and (estimator, θ) -> its expectation at fixed trajectories."""
+    params, θ, baseline = process
+    states, actions, chance, signals = every_trajectory(params, baseline)
+
+    def exact(θ):
+        return (chance * jnp.exp(log_probabilities(θ, states, actions).sum(1)) * signals.rewards.sum(1)).sum()
+
+    weights = chance * jnp.exp(log_probabilities(θ, states, actions).sum(1))
+    np.testing.assert_allclose(weights.sum(), 1.0)
+
+    def estimated(estimator, θ):
+        each = jax.vmap(lambda s, a, c: estimator(log_probabilities(θ, s[None], a[None]), c))(
+            states, actions, jax.tree.map(lambda x: x[:, None], signals)
+        )
+        return (weights * each).sum()
+
+    return exact, estimated
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_first_derivatives_are_unbiased(name, process):
+    exact, estimated = expected(process)
+    θ = process[1]
+    gradient = jax.grad(lambda θ: estimated(ESTIMATORS[name], θ))(θ)
+    np.testing.assert_allclose(gradient, jax.grad(exact)(θ), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dice", "loaded_dice"])
+def test_second_derivatives_of_dice_are_unbiased(name, process):
+    exact, estimated = expected(process)
+    θ = process[1]
+    hessian = jax.hessian(lambda θ: estimated(ESTIMATORS[name], θ))(θ)
+    np.testing.assert_allclose(hessian, jax.hessian(exact)(θ), rtol=1e-9, atol=1e-12)
+
+
+def test_second_derivatives_of_promp_are_the_diagonal_terms(process):
+    exact, estimated = expected(process)
+    params, θ, baseline = process
+    states, actions, chance, signals = every_trajectory(params, baseline)
+    weights = chance * jnp.exp(log_probabilities(θ, states, actions).sum(1))
+
+    def diagonal(x):  # Σ p Σₜ ∇²π(aₜ)/π(aₜ) Aₜ
+        ratio = jax.nn.softmax(x)[states, actions] / jax.nn.softmax(θ)[states, actions]
+        return (weights[:, None] * ratio * signals.advantages).sum()
+
+    curvature = jax.hessian(lambda θ: estimated(ESTIMATORS["promp"], θ))(θ)
+    np.testing.assert_allclose(curvature, jax.hessian(diagonal)(θ), rtol=1e-9, atol=1e-12)
+    forgetful = jax.hessian(lambda θ: estimated(lambda p, c: loaded_dice(p, c, decay=0.0), θ))(θ)
+    np.testing.assert_allclose(forgetful, curvature, rtol=1e-9, atol=1e-12)
+    distance = {
+        name: np.linalg.norm(jax.hessian(lambda θ: estimated(ESTIMATORS[name], θ))(θ) - jax.hessian(exact)(θ))  # noqa: B023
+        for name in ("vpg", "promp")
+    }
+    assert 0.01 < distance["promp"] < distance["vpg"]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_sampled_trajectories_give_the_derivatives_within_monte_carlo_error(name, process):
+    params, θ, _ = process
+    exact, _ = expected(process)
+    environment = mdp.tables(params, HORIZON)
+
+    def policy(carry, observation, previous):
+        return carry, observation @ θ
+
+    @jax.jit
+    def estimate(key):
+        episodes = collect(key, environment, policy, 2000)
+        powers = DISCOUNT ** jnp.arange(HORIZON, dtype=jnp.float64)[None]
+        rewards = episodes.rewards * powers
+        signals = Credit(rewards, 0 * rewards, discounted_sum(rewards, 1.0), episodes.alive)
+
+        def surrogate(θ):
+            outputs = episodes.observations @ θ
+            return ESTIMATORS[name](environment.actions.log_probability(outputs, episodes.actions), signals)
+
+        return jax.grad(surrogate)(θ), jax.hessian(surrogate)(θ)
+
+    gradients, hessians = jax.lax.map(estimate, jax.random.split(jax.random.key(0), 20))
+    assert_within_error(gradients, jax.grad(exact)(θ))
+    if "dice" in name:
+        assert_within_error(hessians, jax.hessian(exact)(θ))
+
+
+def assert_within_error(samples, exact):
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    assert error.max() < 0.05
+    np.testing.assert_array_less(abs(samples.mean(axis=0) - exact), 5 * error + 1e-9)
+
+
+def test_advantages_by_hand():
+    random = np.random.default_rng(0)
+    rewards, values = random.normal(size=(2, 4, 5))
+    lengths, γ, λ = [5, 3, 1, 4], 0.9, 0.7
+    alive = np.arange(5)[None] < np.asarray(lengths)[:, None]
+    rewards = rewards * alive
+    expected = np.zeros((4, 5))
+    for i, length in enumerate(lengths):
+        following = 0.0
+        for t in reversed(range(length)):
+            v = values[i, t + 1] if t + 1 < length else 0.0
+            following = rewards[i, t] + γ * v - values[i, t] + γ * λ * following
+            expected[i, t] = following
+    arrays = [jnp.asarray(x, jnp.float32) for x in (rewards, values)]
+    np.testing.assert_allclose(generalized_advantage(*arrays, jnp.asarray(alive), γ, λ), expected, rtol=1e-4, atol=1e-5)
+
+
+def episodes_of(rewards, alive, observations):
+    shape = rewards.shape
+    previous = Previous(jnp.zeros((*shape, 1)), jnp.zeros(shape), jnp.zeros(shape))
+    return Trajectory(observations, jnp.zeros(shape, jnp.int32), rewards, alive, jnp.zeros((*shape, 2)), previous)
+
+
+def test_the_linear_baseline_is_the_ridge_regression_of_numpy(float64):
+    random = np.random.default_rng(0)
+    rewards, observations = random.normal(size=(6, 4)), random.normal(size=(6, 4, 2))
+    alive = np.arange(4)[None] < random.integers(1, 5, size=(6, 1))
+    rewards = rewards * alive
+    togo = np.zeros((6, 4))
+    for t in range(4):
+        togo[:, t] = sum(0.9 ** (k - t) * rewards[:, k] for k in range(t, 4))
+    t = np.broadcast_to(np.arange(4)[None, :, None] / 100, (6, 4, 1))
+    x = np.concatenate([observations, observations**2, t, t**2, t**3, np.ones_like(t)], axis=-1)
+    penalty = np.sqrt(1e-5 * alive.sum()) * np.eye(x.shape[-1])
+    rows = np.concatenate([x[alive], penalty])
+    weights = np.linalg.lstsq(rows, np.concatenate([togo[alive], np.zeros(x.shape[-1])]), rcond=None)[0]
+    episodes = episodes_of(jnp.asarray(rewards), jnp.asarray(alive), jnp.asarray(observations))
+    np.testing.assert_allclose(linear_baseline(episodes, 0.9), x @ weights, rtol=1e-6, atol=1e-8)
+
+
+def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_living():
+    random = np.random.default_rng(0)
+    alive = np.arange(6)[None] < np.asarray([[6], [2], [4]])
+    rewards = jnp.asarray(random.normal(size=(3, 6)) * alive, jnp.float32)
+    observations = jnp.asarray(random.normal(size=(3, 6, 2)), jnp.float32)
+    signals = credit(episodes_of(rewards, jnp.asarray(alive), observations), 0.9, 0.8, normalize=True)
+    living = np.asarray(signals.advantages)[alive]
+    np.testing.assert_allclose([living.mean(), living.std()], [0, 1], atol=1e-3)
+    assert not np.asarray(signals.advantages)[~alive].any()
+
+
+def test_the_clipped_surrogate_by_hand():
+    actions = navigation.environment().actions
+    random = np.random.default_rng(0)
+    outputs, old = (jnp.asarray(0.5 * random.normal(size=(3, 4, 4)), jnp.float32) for _ in range(2))
+    taken, advantages = random.normal(size=(3, 4, 2)), random.normal(size=(3, 4))
+    alive = np.arange(4)[None] < np.asarray([[4], [2], [3]])
+    shape = advantages.shape
+    previous = Previous(jnp.zeros((*shape, 2)), jnp.zeros(shape), jnp.zeros(shape))
+    episodes = Trajectory(
+        jnp.zeros((*shape, 2)), jnp.asarray(taken, jnp.float32), jnp.zeros(shape), jnp.asarray(alive), old, previous
+    )
+
+    def density(x):
+        mean, log_σ = np.split(np.asarray(x, np.float64), 2, axis=-1)
+        return np.prod(np.exp(-0.5 * ((taken - mean) / np.exp(log_σ)) ** 2) / np.exp(log_σ) / np.sqrt(2 * np.pi), -1)
+
+    ratio = density(outputs) / density(old)
+    least = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages) - advantages
+    given = clipped_surrogate(actions, outputs, episodes, jnp.asarray(advantages, jnp.float32), 0.2)
+    np.testing.assert_allclose(given, least[alive].mean(), rtol=1e-4)
