@@ -112,7 +112,7 @@ def picture(file: Path, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> 
     for name, by_seen in rows.items():
         errors = [row["mean_squared_error"] for row in by_seen.values()]
         axes.errorbar(list(by_seen), errors, yerr=[row["ci95"] for row in by_seen.values()], marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="ratings seen of a new user", ylabel="mean squared error")
+    axes.set(xscale="log", ylim=(0, None), xlabel="ratings seen of a new user", ylabel="mean squared error")
     axes.set_xticks(SEEN, [str(seen) for seen in SEEN])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
