@@ -30,7 +30,7 @@ def examples(seed, n=6, d=3):
 
 
 def gradient(w, data):
-    x, y = map(np.asarray, data)
+    x, y = np.asarray(data.inputs), np.asarray(data.targets)
     return 2 / len(x) * x.T @ (x @ w - y)
 
 
@@ -64,7 +64,7 @@ def test_reptile_moves_towards_the_adapted_weights():
     tasks = [task(), jmeta.Task(examples(2), examples(3))]
     expected = []
     for each in tasks:
-        both = jmeta.Examples(*(jnp.concatenate(pair) for pair in zip(*each, strict=True)))
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *each)
         φ = W
         for _ in range(3):
             φ = φ - α * gradient(φ, both)
@@ -93,7 +93,7 @@ def test_reptile_draws_batches_without_replacement():
 def test_imaml_is_the_implicit_gradient(solver):
     λ = 1.5
     learner = jmeta.imaml(LINEAR, inner_rate=0.2, inner_steps=300, proximal=λ, adjoint=jmeta.implicit(solver), **MSE)
-    x, y = map(np.asarray, task().support)
+    x, y = np.asarray(task().support.inputs), np.asarray(task().support.targets)
     H = hessian(task().support)
     φ = np.linalg.solve(H + λ * np.eye(3), 2 / len(x) * x.T @ y + λ * W)
     expected = np.linalg.solve(np.eye(3) + H / λ, gradient(φ, task().query))
@@ -272,7 +272,7 @@ def test_the_multi_step_loss_weighs_the_steps(meta_step):
     φ, losses = W, []
     for _ in range(3):
         φ = φ - α * gradient(φ, task().support)
-        x, y = map(np.asarray, task().query)
+        x, y = np.asarray(task().query.inputs), np.asarray(task().query.targets)
         losses.append(np.mean((x @ φ - y) ** 2))
     early = (1 - min(meta_step / 10, 1)) / 3
     np.testing.assert_allclose(value, np.dot([early, early, 1 - 2 * early], losses), rtol=1e-12)
