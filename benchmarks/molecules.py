@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "molecules"
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 SHOTS, QUERIES, EPISODES = 16, 64, 600
 TEST_SHARE = {"tox21": 0.25, "toxcast": 0.25}
-HIDDEN = (256, 128)
+HIDDEN = (64, 64)
 
 Sources = tuple[jmeta.TaskSource, jmeta.TaskSource]
 
@@ -96,7 +96,7 @@ def measure(name: str, train: jmeta.TaskSource, test: jmeta.TaskSource, steps: i
     state: Any = {}
     if name in TRAINED:
         optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-        fitted = jmeta.fit(jax.random.key(seed), learner, train, optimizer=optimizer, steps=steps, tasks=16)
+        fitted = jmeta.fit(jax.random.key(seed), learner, train, optimizer=optimizer, steps=steps, tasks=8)
         params, state = fitted.params, fitted.state
     return jmeta.evaluate(
         jax.random.key(seed + 1), learner, params, state, test, episodes=EPISODES, metric=jmeta.average_precision_gain
@@ -106,7 +106,7 @@ def measure(name: str, train: jmeta.TaskSource, test: jmeta.TaskSource, steps: i
 def main(
     folder: Path = FOLDER,
     data: tuple[str, ...] = ("tox21", "toxcast"),
-    steps: int = 1000,
+    steps: int = 500,
     seeds: tuple[int, ...] = (0, 1, 2),
     resume: bool = False,
     results: Path = RESULTS / "molecules.json",
@@ -116,7 +116,7 @@ def main(
     Args:
         folder: of `tox21.npz` and `toxcast.npz`.
         data: which of them.
-        steps: meta-steps of 16 tasks.
+        steps: meta-steps of 8 tasks.
         seeds: of the division of the assays, of training and of the test tasks.
         resume: leave out what is stored already.
         results: where the numbers go; the table goes beside.

@@ -23,7 +23,7 @@ def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n
     Example:
         >>> import jax.numpy as jnp, jmeta
         >>> float(jmeta.softmax_cross_entropy(jnp.zeros((3, 2)), jnp.eye(3, 2))).__round__(4)
-        0.4621
+        0.6931
     """
     _check_shape(outputs, targets)
     return optax.losses.softmax_cross_entropy(outputs, targets).sum() / jnp.maximum(targets.sum(), 1.0)
