@@ -296,7 +296,7 @@ def evaluate_run(flags: Evaluate) -> None:
     result = _evaluate(
         config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
     )
-    table = _result_table(config, result)
+    results: list[dict[str, Any]] = []
     if LEARNERS[config.learner].acts and flags.inner_steps is None:
         metric = DATA[config.data].metric.__name__
         results = [
@@ -305,12 +305,13 @@ def evaluate_run(flags: Evaluate) -> None:
         ]
         plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
         result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
-        for r in results:
-            table.add_row(f"after {r['test_inner_steps']}", _interval(config, r))
     if flags.json:
         print(_json(result))
-    else:
-        _print_result(config, result, table)
+        return
+    table = _result_table(config, result)
+    for r in results:
+        table.add_row(f"after {r['test_inner_steps']}", _interval(config, r))
+    _print_result(config, result, table)
 
 
 def adapt_run(flags: Adapt) -> None:

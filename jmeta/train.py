@@ -1,5 +1,6 @@
 """Meta-training and evaluation: everything from sampling to update is one compiled program."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -58,8 +59,8 @@ def make_step(
     Args:
         learner: the meta-learner.
         optimizer: the outer optax optimiser; `value`, `grad` and `value_fn` are passed to its update, so that L-BFGS
-            and schedule-free optimisers work, and `objective_fn`, `params -> (value, info)`, for those that heed a
-            constraint in the learner's info (the KL divergence of TRPO).
+            and schedule-free optimisers work, and `objective_fn`, `params -> (value, info)`, to one whose update names
+            it: for a constraint in the learner's info (the KL divergence of TRPO).
         source: where tasks come from.
         tasks: tasks a step.
         task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
@@ -94,6 +95,8 @@ def make_step(
             value, (_, info) = objective(objective_key, params, carry.state, batch)
             return value, info
 
+        # L-BFGS refuses arguments that it does not know.
+        heeds_info = "objective_fn" in inspect.signature(optimizer.update).parameters
         (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
         updated, optimizer_state = descend(
             optimizer,
@@ -103,7 +106,7 @@ def make_step(
             value=loss,
             grad=gradient,
             value_fn=lambda params: value_and_info(params)[0],
-            objective_fn=value_and_info,
+            **({"objective_fn": value_and_info} if heeds_info else {}),
         )
         norm = optax.tree.norm(gradient)
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)

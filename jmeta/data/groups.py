@@ -81,7 +81,7 @@ def from_groups(
             raise DataError(f"{name} {row} is not finite; remove or repair NaN and infinite values.")
     names, index, count = np.unique(groups, return_inverse=True, return_counts=True)
     if len(count) == 0 or count.min() < shots + queries:
-        worst = f"group {names[np.argmin(count)]!r} has {count.min()} rows" if len(count) else "there are no rows"
+        worst = f"group {str(names[np.argmin(count)])!r} has {count.min()} rows" if len(count) else "there are no rows"
         raise DataError(
             f"{worst}, but {shots} shots + {queries} queries need {shots + queries}; ask for fewer or drop the group."
         )
@@ -117,4 +117,4 @@ def _targets(targets: np.ndarray) -> np.ndarray:
         return np.eye(int(targets.max(initial=0)) + 1, dtype=np.float32)[targets]
     if targets.ndim not in (1, 2):
         raise DataError(f"targets have shape {list(targets.shape)}; give [n] or [n, outputs].")
-    return np.asarray(targets, np.float32).reshape(len(targets), -1)
+    return np.asarray(targets if targets.ndim == 2 else targets[:, None], np.float32)

@@ -23,14 +23,14 @@ def fitted(inputs, targets):
 
 def test_every_task_is_one_sine_wave_with_amplitude_and_phase_of_the_paper():
     batch = tasks(500, shots=10, queries=10)
-    waves = np.array([fitted(*examples) for examples in zip(*batch.support, strict=True)])
+    waves = np.array([fitted(*examples) for examples in zip(batch.support.inputs, batch.support.targets, strict=True)])
     amplitude, phase, residual = waves.T
     assert residual.max() < 1e-5
     assert 0.1 <= amplitude.min() < 0.2 and 4.9 < amplitude.max() <= 5.0
     assert -1e-4 <= phase.min() < 0.05 and np.pi - 0.05 < phase.max() <= np.pi + 1e-4
     assert abs(amplitude.mean() - 2.55) < 4 * 4.9 / np.sqrt(12 * 500)  # four standard errors
     assert abs(phase.mean() - np.pi / 2) < 4 * np.pi / np.sqrt(12 * 500)
-    queries = np.array([fitted(*examples) for examples in zip(*batch.query, strict=True)])
+    queries = np.array([fitted(*examples) for examples in zip(batch.query.inputs, batch.query.targets, strict=True)])
     np.testing.assert_allclose(waves[:, :2], queries[:, :2], atol=2e-4)
 
 
