@@ -148,7 +148,7 @@ def markdown(circumstances: Mapping[str, Any], rows: Mapping[str, Mapping[str, A
     lines = [
         f"`python -m benchmarks.molecules --steps {circumstances['steps']} --seeds {' '.join(map(str, seeds))}`: "
         f"ΔAUPRC of {SHOTS} labelled molecules, {QUERIES} queries, {EPISODES} tasks of unseen assays for each "
-        f"of {len(seeds)} divisions of the assays; ± is the 95 % interval over tasks, in brackets the range over these",
+        f"of {len(seeds)} divisions of the assays; ± is the 95 % interval over tasks, in brackets the range over them.",
         "",
         "| | " + " | ".join(", ".join(column) for column in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
