@@ -33,8 +33,7 @@ def r2d2(model: Model, *, penalty: float = 1.0, scale: float = 1.0) -> MetaLearn
         >>> learner = jmeta.r2d2(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max")))
 
     Reference: Bertinetto, Henriques, Torr, Vedaldi 2019, "Meta-learning with differentiable closed-form solvers",
-        section
-    3.2 and equation 6, https://arxiv.org/abs/1805.08136.
+    section 3.2 and equation 6, https://arxiv.org/abs/1805.08136.
 
     Differences from the paper: λ and α are exp of what is learned, so that they stay positive. The authors' network is
     wider and has dropout.
