@@ -39,8 +39,8 @@ def metaoptnet(
         >>> learner = jmeta.metaoptnet(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max")))
 
     Reference: Lee, Maji, Ravichandran, Soatto 2019, "Meta-Learning with Differentiable Convex Optimization",
-    sections 3.2 and 3.3, https://arxiv.org/abs/1904.03758; Crammer, Singer 2001, "On the Algorithmic Implementation of Multiclass
-    Kernel-based Vector Machines", equation 12.
+    sections 3.2 and 3.3, https://arxiv.org/abs/1904.03758; Crammer, Singer 2001, "On the Algorithmic
+    Implementation of Multiclass Kernel-based Vector Machines", equation 12.
 
     Differences from the paper: the dual is solved by accelerated projected gradients, a fixed number, whose steps are
     differentiated, where the paper uses an interior-point solver and the implicit function theorem. Differences from
