@@ -15,7 +15,20 @@ from flax import linen as nn
 from jax.custom_batching import custom_vmap
 
 import jmeta
-from benchmarks.speed.cases import CLASSES, FEATURES, HIDDEN, ROWS, SIZE, Case, arrays, batch, draw, learner, weights
+from benchmarks.speed.cases import (
+    CLASSES,
+    EPSILON,
+    FEATURES,
+    HIDDEN,
+    ROWS,
+    SIZE,
+    Case,
+    arrays,
+    batch,
+    draw,
+    learner,
+    weights,
+)
 from jmeta.compilation import compiled
 from jmeta.models.networks import BatchNorm
 from jmeta.train import _run
@@ -58,7 +71,7 @@ class NnConv4(nn.Module):
 
 
 def _scan(case: Case, learner: jmeta.MetaLearner, task_chunk: int | None) -> Step:
-    optimizer, source = optax.adam(case.rate), _source(case)
+    optimizer, source = optax.adam(case.rate, eps=EPSILON), _source(case)
     state = jmeta.init(jax.random.key(0), learner, optimizer, source)
     # A copy of its own: the weights are shared by all systems of a case.
     state = state._replace(params=jax.tree.map(jnp.array, weights(replace(case, source="fixed"))))
@@ -135,7 +148,7 @@ def run_jax_meta(case: Case) -> Step:
         hk.without_apply_rng(hk.transform_with_state(network)), num_steps=case.inner_steps, alpha=case.inner_rate
     )
     fixed = jmeta.Task(*map(examples, batch(case)))
-    params, state = maml.init(jax.random.key(0), optax.adam(case.rate), fixed.support.inputs[0], True)
+    params, state = maml.init(jax.random.key(0), optax.adam(case.rate, eps=EPSILON), fixed.support.inputs[0], True)
     names = {"kernel": "w", "bias": "b"}
     params = {
         module: {

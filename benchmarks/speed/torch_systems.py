@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import jmeta
 from benchmarks.machine import threads
-from benchmarks.speed.cases import Case, batch, draw, weights
+from benchmarks.speed.cases import EPSILON, Case, batch, draw, weights
 
 Step = Callable[[], np.ndarray]
 Params = Mapping[str, Tensor]
@@ -175,7 +175,7 @@ def run_prototypical(case: Case) -> Step:
 def _train(case: Case, params: list[Tensor], gradient: Callable[..., float]) -> Step:
     """The outer loop: `gradient` adds to `.grad` and returns the loss."""
     torch.set_num_threads(threads())
-    optimizer = torch.optim.Adam(params, lr=case.rate)
+    optimizer = torch.optim.Adam(params, lr=case.rate, eps=EPSILON)
     fixed, random = _tensors(case, batch(replace(case, source="fixed"))), np.random.default_rng(0)
 
     def meta_step() -> float:
