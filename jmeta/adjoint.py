@@ -171,7 +171,14 @@ def _unrolled(
     scan: Callable[..., Any] = _scan_short,
     value_and_grad: Callable[..., Any] = _value_and_grad,
 ) -> Solve:
-    def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()) -> Adapted:
+    def solve(
+        key: Key[Array, ""],
+        params: Params,
+        state: State,
+        support: PyTree,
+        hyper: PyTree = (),
+        optimiser_state: PyTree = None,
+    ) -> Adapted:
         θ, fixed = partition(problem.adaptable, params)
 
         def steps(carry: Any, keys: Key[Array, " steps"], through: Callable[[PyTree], PyTree]) -> Any:
@@ -190,11 +197,21 @@ def _unrolled(
 
         keys = jax.random.split(key, problem.num_steps)
         first = 0 if last is None else max(0, problem.num_steps - last)
-        carry = (θ, problem.optimiser.init(θ), state)
-        carry, early = steps(carry, keys[:first], jax.lax.stop_gradient)
-        (φ, _, state), late = steps(carry, keys[first:], lambda gradient: gradient)
-        losses, trajectory = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
-        return Adapted(trajectory if problem.trajectory else combine(φ, fixed), state, {"inner_loss": losses})
+        carry = (θ, problem.optimiser.init(θ) if optimiser_state is None else optimiser_state, state)
+        spans: list[tuple[Array, Callable[[PyTree], PyTree]]] = []
+        # An empty span would be a scan through which a derivative goes that is zero.
+        if first:
+            spans.append((keys[:first], jax.lax.stop_gradient))
+        if first < problem.num_steps or not spans:
+            spans.append((keys[first:], lambda gradient: gradient))
+        values = []
+        for span, through in spans:
+            carry, value = steps(carry, span, through)
+            values.append(value)
+        φ, optimiser_state, state = carry
+        losses, trajectory = jax.tree.map(lambda *x: jnp.concatenate(x), *values)
+        params = trajectory if problem.trajectory else combine(φ, fixed)
+        return Adapted(params, state, {"inner_loss": losses}, optimiser_state)
 
     return solve
 
@@ -236,12 +253,12 @@ def conjugate_gradient(maxiter: int = 5) -> LinearSolver:
     return solve
 
 
-def neumann(maxiter: int = 10, rate: float = 0.5) -> LinearSolver:
+def neumann(maxiter: int = 10, rate: float = 0.25) -> LinearSolver:
     """Solves A u = v by a Neumann series, u = η Σⱼ (I − η A)ʲ v over j = 0, ..., `maxiter`.
 
     Args:
         maxiter: products with A.
-        rate: η; the series converges where it is below 2 over the largest eigenvalue of A, for iMAML 2 / (1 + ‖H‖/λ).
+        rate: η; the series converges where it is below 2 over the largest eigenvalue of A, for iMAML 2 / (‖H‖ + λ).
 
     Returns:
         `(A, v) -> u`, where A is the function `u -> A u` of pytrees.
@@ -282,35 +299,34 @@ def _check_maxiter(maxiter: int) -> None:
 def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 0.3) -> Adjoint:
     """Differentiates the minimum that the inner loop ends at, and not the way to it.
 
-    φ* minimises L(φ) + ½ λ ‖φ − θ‖², so that dφ*/dθ = (I + ∇²L(φ*) / λ)⁻¹. The meta-gradient is one linear system in
-    Hessian products at φ*; memory does not grow with the inner steps, and any inner optimiser will do.
+    φ* minimises L(φ) + ½ λ ‖φ − θ‖², so that with A = ∇²L(φ*) + λ I, dφ*/dθ = λ A⁻¹, and dφ*/dη = −A⁻¹ ∂²L/∂φ∂η for
+    whatever else L depends on. The meta-gradient is one linear system in Hessian products at φ*; memory does not grow
+    with the inner steps, and any inner optimiser will do.
 
     Args:
         solver: of the linear system, `jmeta.conjugate_gradient(maxiter)` or `jmeta.neumann(maxiter, rate)`.
         tolerance: of the residual, see below, above which a task counts as not converged.
 
     Returns:
-        An adjoint. Its `info` has `residual`, ‖∇L(φ) + λ (φ − θ)‖ / (‖∇L(φ)‖ + λ ‖φ − θ‖) from 0 at the minimum to 1 at
+        An adjoint. Its `info` has `residual`, ‖∇L(φ) + λ (φ − θ)‖ / (‖∇L(θ)‖ + λ ‖φ − θ‖) from 0 at the minimum to 1 at
         the start, and `unconverged`, 1 where it is above `tolerance`, about which `jmeta.fit` warns: away from the
-        minimum the meta-gradient is wrong in silence. State (batch statistics) and `info` count as constants.
+        minimum the meta-gradient is wrong in silence. State (batch statistics) and `info` count as constants. Where
+        λ = 0 the minimum does not depend on the start of the loop, and the gradient in θ is 0.
 
     Raises:
-        ConfigError: when given an `InnerProblem` without proximal term, or with a trajectory.
+        ConfigError: when given an `InnerProblem` with a trajectory.
 
     Example:
         >>> import jmeta
         >>> learner = jmeta.imaml(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=jmeta.implicit(jmeta.neumann(10)))
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, "Meta-Learning with Implicit Gradients", lemma 1 and algorithm 2,
-    https://arxiv.org/abs/1909.04630.
+    https://arxiv.org/abs/1909.04630; Lorraine, Vicol, Duvenaud 2020, "Optimizing Millions of Hyperparameters by
+    Implicit Differentiation", theorem 1, https://arxiv.org/abs/1911.02590.
     """
 
     def adjoint(problem: InnerProblem) -> Solve:
         λ = problem.proximal
-        if not λ > 0:
-            raise ConfigError(
-                f"proximal is {λ}; give the implicit adjoint a positive weight: without it φ does not depend on θ."
-            )
         if problem.trajectory:
             raise ConfigError("the implicit adjoint knows the minimum alone; take exact() for a trajectory.")
         descent = _unrolled(problem, last=0)
@@ -320,7 +336,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             smooth, rest = _split_inexact(context)
 
             def loss(φ: PyTree, smooth: PyTree) -> Array:
-                key, fixed, state, support, _ = combine(smooth, rest)
+                key, fixed, state, support, *_ = combine(smooth, rest)
                 return problem.loss(key, combine(φ, fixed), state, support)[0]
 
             return jax.grad(loss, argnums=(0, 1))(φ, smooth)
@@ -328,14 +344,16 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
         # Every array is an argument: what a `custom_vjp` closes over may not be a tracer of `vmap`.
         @jax.custom_vjp
         def minimum(θ: PyTree, smooth: PyTree, rest: PyTree) -> Adapted:
-            key, fixed, state, support, hyper = combine(smooth, rest)
-            adapted = descent(key, combine(θ, fixed), state, support, hyper)
+            context = combine(smooth, rest)
+            key, fixed, *others = context
+            adapted = descent(key, combine(θ, fixed), *others)
             φ, _ = partition(problem.adaptable, adapted.params)
-            gradient, pull = gradients(φ, combine(smooth, rest))[0], jax.tree.map(lambda φ, θ: λ * (φ - θ), φ, θ)
-            scale = optax.tree.norm(gradient) + optax.tree.norm(pull)
+            start, gradient = gradients(θ, context)[0], gradients(φ, context)[0]
+            pull = jax.tree.map(lambda φ, θ: λ * (φ - θ), φ, θ)
+            scale = optax.tree.norm(start) + optax.tree.norm(pull)
             residual = optax.tree.norm(jax.tree.map(jnp.add, gradient, pull)) / scale
             info = {"residual": residual, "unconverged": (residual > tolerance).astype(residual.dtype)}
-            return Adapted(adapted.params, adapted.state, {**adapted.info, **info})
+            return adapted._replace(info={**adapted.info, **info})
 
         def forward(θ: PyTree, smooth: PyTree, rest: PyTree) -> Any:
             adapted = minimum(θ, smooth, rest)
@@ -349,16 +367,23 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             def products(u: PyTree) -> tuple[PyTree, PyTree]:
                 return jax.jvp(lambda φ: gradients(φ, combine(smooth, rest)), (φ,), (u,))[1]
 
-            u = solver(lambda u: jax.tree.map(lambda u, hu: u + hu / λ, u, products(u)[0]), v)
-            key, fixed, *others = jax.tree.map(lambda c: -c / λ, products(u)[1])
+            u = solver(lambda u: jax.tree.map(lambda u, hu: λ * u + hu, u, products(u)[0]), v)
+            key, fixed, *others = jax.tree.map(jnp.negative, products(u)[1])
             fixed = jax.tree.map(jnp.add, fixed, v_fixed)  # which reach φ* as they are, too
-            return u, (key, fixed, *others), None
+            return jax.tree.map(lambda u: λ * u, u) if λ else None, (key, fixed, *others), None
 
         minimum.defvjp(forward, backward)
 
-        def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()) -> Adapted:
+        def solve(
+            key: Key[Array, ""],
+            params: Params,
+            state: State,
+            support: PyTree,
+            hyper: PyTree = (),
+            optimiser_state: PyTree = None,
+        ) -> Adapted:
             θ, fixed = partition(problem.adaptable, params)
-            return minimum(θ, *_split_inexact((key, fixed, state, support, hyper)))
+            return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
         return solve
 

@@ -76,11 +76,13 @@ class Adapted(NamedTuple):
         params: φ, the adapted parameters: all that `predict` needs.
         state: the model's state after the support set.
         info: what a person may want to read (inner losses, a residual); scalars or small arrays.
+        optimiser_state: of the inner optimiser, for who goes on from φ. Default: none.
     """
 
     params: PyTree
     state: State
     info: Info
+    optimiser_state: PyTree = ()
 
 
 Objective = Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]

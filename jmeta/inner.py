@@ -48,10 +48,20 @@ class InnerProblem(NamedTuple):
 
 @runtime_checkable
 class Solve(Protocol):
-    """The inner loop of one task; `hyper` are the meta-learned parameters of the inner optimiser, if it has any."""
+    """The inner loop of one task.
+
+    `hyper` are the meta-learned parameters of the inner optimiser, if it has any; `optimiser_state` is where it goes
+    on, by default its start.
+    """
 
     def __call__(
-        self, key: Key[Array, ""], params: Params, state: State, support: PyTree, hyper: PyTree = ()
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        state: State,
+        support: PyTree,
+        hyper: PyTree = (),
+        optimiser_state: PyTree = None,
     ) -> Adapted: ...
 
 

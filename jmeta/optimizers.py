@@ -1,4 +1,4 @@
-"""Outer updates that optax does not have: the step of TRPO, and several updates on the same batch."""
+"""Updates that optax does not have: the step of TRPO, several on the same batch, and one into a set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -118,5 +118,31 @@ def repeated(optimizer: optax.GradientTransformation, times: int) -> optax.Gradi
         first = descend(optimizer, gradient, state, params, value_fn=value_fn, **extra)
         new, state = lax.fori_loop(1, times, again, first)
         return jax.tree.map(jnp.subtract, new, params), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def projected(
+    optimizer: optax.GradientTransformation, projection: Callable[[Params], Params]
+) -> optax.GradientTransformationExtraArgs:
+    """An optimiser whose every step ends in a set: projected gradient descent, for constraints.
+
+    θₖ₊₁ = P(θₖ + update).
+
+    Args:
+        optimizer: what makes the update.
+        projection: P, `params -> params`, as the functions of `optax.projections`.
+
+    Returns:
+        An optax transformation, for the inner or the outer loop.
+
+    Example:
+        >>> import jmeta, optax
+        >>> optimizer = jmeta.projected(optax.adam(0.1), optax.projections.projection_non_negative)
+    """
+
+    def update(gradient: PyTree, state: PyTree, params: Params, **extra: Any) -> tuple[PyTree, PyTree]:
+        moved, state = descend(optimizer, gradient, state, params, **extra)
+        return jax.tree.map(jnp.subtract, projection(moved), params), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -430,13 +430,30 @@ def _transductive(
 
 
 def _check(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:
-    """Traces the objective without computing it, so that what does not fit is told before anything compiles."""
+    """Traces the meta-gradient without computing it, so that what does not fit is told before anything compiles."""
+    reached = []
 
-    def objective(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> PyTree:
+    @jax.custom_vjp
+    def watched(params: Params) -> Params:
+        return params
+
+    def backward(_: None, cotangent: Params) -> tuple[Params]:
+        reached.append(True)
+        return (cotangent,)
+
+    watched.defvjp(lambda params: (params, None), backward)
+
+    def objective(params: Params, key: Key[Array, ""], data: PyTree) -> Array:
         task = source.sample(key, data)
         batch = learner.collect(key, params, state, jax.tree.map(lambda x: x[None], task))
-        return learner.objective(key, params, state, batch)[0]
+        value = learner.objective(key, watched(params), state, batch)[0]
+        if value.shape != ():
+            raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
+        return value
 
-    value = jax.eval_shape(objective, jax.random.key(0), params, state, source.data)
-    if value.shape != ():
-        raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
+    jax.eval_shape(jax.grad(objective), params, jax.random.key(0), source.data)
+    if jax.tree.leaves(params) and not reached:  # a cotangent that is zero by construction is not passed on
+        raise ModelError(
+            "the objective does not depend on what the outer loop trains: its gradient is zero by construction; look "
+            "for an unused argument, or for an adjoint that cuts the way to it."
+        )

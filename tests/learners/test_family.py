@@ -54,6 +54,10 @@ def task():
     return jmeta.Task(examples(0), examples(1))
 
 
+def source():
+    return jmeta.TaskSource(task(), lambda key, data: data, {})
+
+
 W = np.asarray([[0.3], [-1.0], [0.5]])
 MSE = {"loss": jmeta.mean_squared_error}
 
@@ -134,16 +138,15 @@ def test_the_implicit_gradient_is_that_of_the_unrolled_loop_once_it_converged():
 
 def test_imaml_warns_when_the_inner_loop_ends_early():
     learner = jmeta.imaml(LINEAR, inner_rate=1e-4, inner_steps=1, **MSE)
-    source = jmeta.TaskSource(task(), lambda key, data: data, {})
     with pytest.warns(jmeta.ConvergenceWarning, match=r"did not converge in 100%"):
-        jmeta.fit(KEY, learner, source, steps=1, tasks=1, log_every=1)
+        jmeta.fit(KEY, learner, source(), steps=1, tasks=1, log_every=1)
 
 
 def test_imaml_needs_a_proximal_term():
     with pytest.raises(jmeta.ConfigError, match=r"proximal is 0.0; give a positive weight"):
         jmeta.imaml(LINEAR, proximal=0.0)
-    with pytest.raises(jmeta.ConfigError, match=r"proximal is 0.0; give the implicit adjoint"):
-        jmeta.maml(LINEAR, adjoint=jmeta.implicit())
+    with pytest.raises(jmeta.ModelError, match=r"the objective does not depend on what the outer loop trains"):
+        jmeta.init(KEY, jmeta.maml(LINEAR, adjoint=jmeta.implicit()), optax.sgd(0.1), source())
     with pytest.raises(jmeta.ConfigError, match=r"maxiter is 0"):
         jmeta.conjugate_gradient(0)
     with pytest.raises(jmeta.ConfigError, match=r"rate is 0"):
@@ -372,9 +375,8 @@ def test_transfer_pre_trains_on_all_classes_and_adapts_to_new_ones():
 
 def test_an_inner_loss_must_be_a_scalar():
     learner = jmeta.maml(LINEAR, loss=lambda outputs, targets: (outputs - targets) ** 2)
-    source = jmeta.TaskSource(task(), lambda key, data: data, {})
     with pytest.raises(jmeta.ModelError, match=r"the inner loss has shape .* it must be a scalar"):
-        jmeta.fit(KEY, learner, source, steps=1)
+        jmeta.fit(KEY, learner, source(), steps=1)
 
 
 @pytest.mark.parametrize(
