@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning: `python -m benchmarks.meta_rl CASE`, a case being navigation, bandit or collector.
+"""Meta-reinforcement learning: `python -m benchmarks.meta_rl CASE`: navigation, bandit, cartpole or collector.
 
 Each row is measured once and written at once, so that a run that was cut off goes on where it stopped.
 """
@@ -18,7 +18,7 @@ import tyro
 
 import jmeta
 from benchmarks.machine import environment as machine
-from jmeta.envs import Box, Discrete, bandit, collect, navigation, point_navigation, reveal
+from jmeta.envs import Box, Discrete, bandit, collect, hidden_cartpole, navigation, point_navigation, reveal
 from jmeta.models import Policy, RecurrentPolicy
 
 RESULTS = Path(__file__).parent / "results"
@@ -208,6 +208,46 @@ def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> N
     rows.table(("mean_return", "ci95", "meta_steps", "seconds"))
 
 
+def run_cartpole(seed: int, steps: int, episodes: int) -> None:
+    """Return with hidden physics: RL² before and after one episode, beside no adaptation and an oracle."""
+    rows = Rows("cartpole")
+    source = hidden_cartpole(queries=5)
+
+    def train(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> jmeta.Fit:
+        epochs = 8
+        rate = optax.cosine_decay_schedule(3e-3, steps * epochs)
+        optimizer = jmeta.repeated(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), epochs)
+        return jmeta.fit(
+            jax.random.key(seed), learner, tasks, steps=steps, tasks=64, task_chunk=64, optimizer=optimizer
+        )
+
+    def score(learner: jmeta.MetaLearner, fitted: jmeta.Fit, tasks: jmeta.TaskSource) -> jmeta.train.Metrics:
+        key = jax.random.key(1000)
+        return jmeta.evaluate(
+            key, learner, fitted.params, fitted.state, tasks, episodes=episodes, metric=jmeta.mean_return
+        )
+
+    def recurrent() -> dict[str, Any]:
+        learner = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)))
+        fitted = train(learner(inner_steps=1), source)
+        row: dict[str, Any] = {"meta_steps": steps}
+        for k in (0, 1, 2):
+            result = score(learner(inner_steps=k), fitted, source)
+            row |= {f"return_{k}": result["mean_return"], f"ci95_{k}": result["ci95"]}
+        return row
+
+    def without(tasks: jmeta.TaskSource) -> dict[str, Any]:
+        learner = jmeta.maml_rl(jmeta.linen(Policy(Box(1), hidden=(64, 64))), inner_steps=0, trajectories=2, trace=0.95)
+        result = score(learner, train(learner, tasks), tasks)
+        return {"meta_steps": steps, "return_0": result["mean_return"], "ci95_0": result["ci95"]}
+
+    low = rows.measure(f"no adaptation, seed {seed}", partial(without, source))["return_0"]
+    high = rows.measure(f"oracle, seed {seed}", partial(without, reveal(source)))["return_0"]
+    found = rows.measure(f"rl2, seed {seed}", recurrent)["return_1"]
+    print(f"one episode recovers {(found - low) / (high - low):.0%} of the gap from {low:.1f} to {high:.1f}")
+    rows.table(("meta_steps", *(f"{name}_{k}" for k in (0, 1, 2) for name in ("return", "ci95")), "seconds"))
+
+
 def run_collector(episodes: int = 400) -> None:
     """Steps per second of the compiled collector, and of the same task in NumPy through gymnasium's vector API."""
     import gymnasium
@@ -268,7 +308,7 @@ def run_collector(episodes: int = 400) -> None:
 
 
 def main(
-    case: tyro.conf.Positional[Literal["navigation", "bandit", "collector"]],
+    case: tyro.conf.Positional[Literal["navigation", "bandit", "cartpole", "collector"]],
     seed: int = 0,
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
     episodes: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
@@ -278,9 +318,9 @@ def main(
     """Runs a case.
 
     Args:
-        case: navigation, bandit or collector.
+        case: navigation, bandit, cartpole or collector.
         seed: of meta-training; test tasks are the same for all.
-        steps: meta-steps; default 60 for navigation, 1500 for bandits.
+        steps: meta-steps; default 60 for navigation, 1500 for bandits, 300 for the cartpole.
         episodes: unseen tasks; default 600 goals, 2000 bandits.
         arms: of the bandits.
         pulls: of the bandits.
@@ -290,6 +330,8 @@ def main(
         run_navigation(seed, steps or 60, episodes or 600)
     elif case == "bandit":
         run_bandit(arms, pulls, seed, steps or 1500, episodes or 2000)
+    elif case == "cartpole":
+        run_cartpole(seed, steps or 300, episodes or 600)
     else:
         run_collector()
 

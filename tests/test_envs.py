@@ -15,10 +15,12 @@ from jmeta.envs import (
     Discrete,
     Environment,
     bandit,
+    cartpole,
     collect,
     environment_tasks,
     from_brax,
     from_gymnax,
+    hidden_cartpole,
     navigation,
     point_navigation,
     reveal,
@@ -186,3 +188,40 @@ def test_brax_environments_work():
     environment = from_brax(brax.get_environment("halfcheetah"), horizon=3)
     trajectory = rollout(KEY, environment, still([0.0] * environment.actions.outputs), ())[1]
     assert jnp.isfinite(trajectory.rewards).all()
+
+
+def test_the_cartpole_by_numpy():
+    params = cartpole.Physics(*map(jnp.float32, (0.3, 0.7, 0.4, -1.2)))
+    environment = cartpole.environment(params, horizon=40)
+    trajectory = rollout(KEY, environment, still([0.6, -9.0]), ())[1]
+    x, v, angle, ω = np.asarray(trajectory.observations[0], np.float64)
+    mass, length, friction, gear = (float(p) for p in params)
+    alive = True
+    for t in range(40):
+        assert bool(trajectory.alive[t]) == alive
+        if not alive:
+            break
+        np.testing.assert_allclose(trajectory.observations[t], [x, v, angle, ω], atol=1e-3)
+        force = 10 * gear * float(np.clip(trajectory.actions[t][0], -1, 1)) - friction * v
+        # Newton's equations of the cart and of a uniform pole, solved as a system for both accelerations
+        matrix = [
+            [1 + mass, mass * length * np.cos(angle)],
+            [mass * length * np.cos(angle), mass * length**2 * 4 / 3],
+        ]
+        right = [force + mass * length * ω**2 * np.sin(angle), mass * 9.8 * length * np.sin(angle)]
+        a, turn = np.linalg.solve(matrix, right)
+        x, v, angle, ω = x + 0.02 * v, v + 0.02 * a, angle + 0.02 * ω, ω + 0.02 * turn
+        alive = abs(x) <= 2.4 and abs(angle) <= np.deg2rad(12)
+    assert not alive  # a constant push lets it fall
+    assert float(trajectory.rewards.sum()) == int(trajectory.alive.sum())
+
+
+def test_tasks_of_the_cartpole_differ_in_all_that_is_hidden():
+    source = hidden_cartpole(queries=1)
+    physics = jax.vmap(lambda key: source.sample(key, source.data).support.params)(jax.random.split(KEY, 200))
+    for values, low, high in zip(physics, (0.05, 0.25, 0.0, -1.5), (0.5, 1.0, 1.0, 1.5), strict=True):
+        assert low <= values.min() < values.max() <= high
+        assert np.ptp(values) > 0.8 * (high - low)
+    assert 0.35 < (physics.gear > 0).mean() < 0.65 and np.abs(physics.gear).min() >= 0.5
+    oracle = reveal(source).sample(KEY, ()).support
+    assert oracle.reset(KEY, oracle.params)[0].shape == (8,)

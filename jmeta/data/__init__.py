@@ -11,7 +11,7 @@ from jmeta.data.clinc150 import clinc150
 from jmeta.data.glyphs import DESCRIPTIONS, glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
-from jmeta.envs import bandit, gaussian_bandit, mean_return, point_navigation, tabular_mdp
+from jmeta.envs import bandit, gaussian_bandit, hidden_cartpole, mean_return, point_navigation, tabular_mdp
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 
 Measure = Callable[[Any, Any], Float[Array, ""]]
@@ -116,6 +116,13 @@ DATA: Mapping[str, Entry] = {
         _environments(gaussian_bandit),
         "Gaussian bandits of 5 arms and 10 pulls",
         "jmeta",
+        metric=mean_return,
+        environment=True,
+    ),
+    "hidden_cartpole": Entry(
+        _environments(hidden_cartpole),
+        "poles on carts of unknown masses, lengths, friction and motors",
+        "Barto et al. 1983",
         metric=mean_return,
         environment=True,
     ),

@@ -1,5 +1,6 @@
 """MAML for reinforcement learning (Finn et al. 2017), with the estimators that came after it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class Experience(NamedTuple):
 def maml_rl(
     model: Model,
     *,
-    inner_rate: float = 0.1,
+    inner_rate: float | Callable[[int], float] = 0.1,
     inner_steps: int = 1,
     estimator: Estimator = promp,
     adjoint: Adjoint = exact(),
@@ -47,7 +48,8 @@ def maml_rl(
     Args:
         model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
             `jmeta.linen(jmeta.models.Policy(actions))` gives.
-        inner_rate: α, on the surrogate per step of the horizon.
+        inner_rate: α, on the surrogate per step of the horizon; or a function from the number of the update, 0, 1, ...,
+            to α, as `lambda k: 0.1 if k == 0 else 0.05`.
         inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
         estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
             `jmeta.policy_gradient`.
@@ -81,12 +83,13 @@ def maml_rl(
 
     Differences from the paper: the default estimator is ProMP's, whose second derivative is nearer to the true one than
     the paper's (`vpg`); `trace` and the outer optimiser are arguments. From the authors' code: α is the same at every
-    update, where it halves α after the first at test.
+    update unless it is given as a function, where it halves α after the first at test.
     """
     check_model(model)
-    if inner_steps < 0 or (inner_steps and not inner_rate > 0):
+    rates = [inner_rate(k) if callable(inner_rate) else inner_rate for k in range(max(inner_steps, 0))]
+    if inner_steps < 0 or not all(rate > 0 for rate in rates):
         raise ConfigError(
-            f"inner_steps is {inner_steps} and inner_rate {inner_rate}; give 0 or more steps at a positive rate."
+            f"inner_steps is {inner_steps} and the rates are {rates}; give 0 or more steps at positive rates."
         )
 
     def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
@@ -113,13 +116,13 @@ def maml_rl(
         log_probabilities = environment.actions.log_probability(outputs, episodes.actions)
         return -estimator(log_probabilities, signals) / environment.horizon, state
 
-    update = adjoint(InnerProblem(inner_loss, optax.sgd(inner_rate), num_steps=1))
+    updates = [adjoint(InnerProblem(inner_loss, optax.sgd(rate), num_steps=1)) for rate in rates]
 
     def practise(
         key: Key[Array, ""], params: Params, state: State, environment: Environment
     ) -> tuple[Params, list[Experience]]:
         supports = []
-        for step_key in jax.random.split(key, inner_steps):
+        for update, step_key in zip(updates, jax.random.split(key, inner_steps), strict=True):
             collect_key, update_key = jax.random.split(step_key)
             supports.append(experience(collect_key, params, state, environment))
             params = update(update_key, params, state, supports[-1]).params
@@ -161,7 +164,7 @@ def maml_rl(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         φ = params
-        for support in task.support:
+        for update, support in zip(updates, task.support, strict=True):
             φ = update(key, φ, state, support).params
         environment, episodes, signals = task.query
         outputs = outputs_of(key, φ, state, episodes)
