@@ -1,6 +1,8 @@
 """jmeta: functional meta-learning on JAX."""
 
 from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
+from jmeta.architecture import darts, genotype, random_genotype, search_tasks
+from jmeta.bilevel import bilevel
 from jmeta.checkpoint import restore, save
 from jmeta.citations import citation
 from jmeta.compilation import compiler_options
@@ -62,5 +64,5 @@ from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
 from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
-from jmeta.optimizers import repeated, trust_region
+from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, adapt, list."""
+"""The command line: train, evaluate, adapt, search, list."""
 
 import dataclasses
 import json
@@ -31,6 +31,7 @@ from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
 from jmeta.models.text import hashed_text
+from jmeta.search import Search, search
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
 # None stands for "not given", so that --resume can tell what was
@@ -149,8 +150,20 @@ class List:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `jmeta`; exits with code 2 and one sentence for whatever the user can put right."""
-    commands: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "adapt": Adapt, "list": List}
-    run: dict[type, Callable[[Any], None]] = {Train: train, Evaluate: evaluate_run, Adapt: adapt_run, List: list_all}
+    commands: dict[str, Callable[..., Any]] = {
+        "train": Train,
+        "evaluate": Evaluate,
+        "adapt": Adapt,
+        "search": Search,
+        "list": List,
+    }
+    run: dict[type, Callable[[Any], Any]] = {
+        Train: train,
+        Evaluate: evaluate_run,
+        Adapt: adapt_run,
+        Search: search,
+        List: list_all,
+    }
     flags = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
@@ -162,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         begun = isinstance(flags, Train) and (flags.out / "config.json").exists()
         hint = f"; go on by `jmeta train --resume --out {flags.out}`" if begun else ""
+        if isinstance(flags, Search) and (flags.out / "result.json").exists():
+            hint = "; go on by the same command with --resume"
         print(f"interrupted{hint}.", file=sys.stderr, flush=True)
         os._exit(130)  # XLA may still compute, and crashes when Python is taken down below it
 

@@ -1,8 +1,10 @@
-"""The two pictures of a run."""
+"""The pictures of runs and of searches."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jmeta.models.cells import Genotype
 
 
 def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
@@ -46,6 +48,48 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     _tidy(axes)
     _show_percent(axes, metric)
     figure.savefig(file, dpi=120)
+
+
+def cells(file: Path, genotype: Genotype) -> None:
+    """Draws the two cells of a genotype as graphs, from their inputs to their result.
+
+    Args:
+        file: where the PNG goes.
+        genotype: the cells.
+    """
+    figure = _figure(10.0, 6.4)
+    for axes, (name, edges) in zip(figure.subplots(2), genotype._asdict().items(), strict=True):
+        nodes = len(edges) // 2
+        places = {0: (0.0, 1.0), 1: (0.0, 0.0)} | {k + 2: (1.6 + 1.6 * k, 1.0 - k % 2) for k in range(nodes)}
+        result = (1.6 + 1.6 * nodes, 0.5)
+        words = {0: "cell before last", 1: "last cell"} | {k + 2: f"node {k}" for k in range(nodes)}
+        for k, (operation, i) in enumerate(edges):
+            bend = 0.15 if k % 2 else -0.15
+            _arrow(axes, places[i], places[k // 2 + 2], bend, _words(operation))
+        for k in range(nodes):
+            _arrow(axes, places[k + 2], result, 0.0, "")
+        for place, word in [*((places[k], words[k]) for k in places), (result, "result")]:
+            box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "tab:gray"}
+            axes.text(*place, word, ha="center", va="center", bbox=box)
+        axes.set(title=f"{name} cell", xlim=(-0.6, result[0] + 0.5), ylim=(-0.5, 1.5))
+        axes.axis("off")
+    figure.savefig(file, dpi=120)
+
+
+def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], bend: float, word: str) -> None:
+    style = {"arrowstyle": "-|>", "color": "tab:blue", "shrinkA": 24, "shrinkB": 24}
+    axes.annotate("", end, start, arrowprops={**style, "connectionstyle": f"arc3,rad={bend}"})
+    middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 - bend * (end[0] - start[0]) / 2)
+    if word:
+        axes.text(
+            *middle,
+            word,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="tab:blue",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
 
 
 def _figure(width: float, height: float) -> Any:

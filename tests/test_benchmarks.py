@@ -5,10 +5,11 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jmeta
-from benchmarks import learners, molecules
+from benchmarks import bilevel, learners, molecules, profile
 from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, flops
@@ -47,7 +48,8 @@ def test_a_peer_has_the_loss_of_jmeta(name):
     if reason:
         pytest.skip(f"{reason}; pip install -e '.[peers]'")
     case = small(BY_NAME["sinusoid, exact, 1 step"] if name != "nn.Conv" else MAML)
-    assert set(measure(case, ["jmeta", name], calls=1, budget=0)["systems"]) == {"jmeta", name}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # jax-meta mixes dtypes
+        assert set(measure(case, ["jmeta", name], calls=1, budget=0)["systems"]) == {"jmeta", name}
 
 
 def test_a_wrong_gradient_is_seen():
@@ -104,6 +106,26 @@ def test_every_learner_and_every_part_is_a_case():
     for study in learners.STUDIES.values():
         names = [case.name for case in study()]
         assert len(set(names)) == len(names)
+
+
+def test_operations_are_grouped_by_kind():
+    assert [profile.kind(name) for name in ("convolution.12", "add_fusion.3.clone", "dot")] == [
+        "convolution",
+        "add_fusion",
+        "dot",
+    ]
+
+
+def test_hyper_parameters_are_tuned_through_the_inner_loop():
+    task = bilevel.faces(classes=5, seed=0)
+    assert task.support.inputs.shape == task.query.inputs.shape == (20, 28 * 28)
+    learner = bilevel.classifier(steps=20)
+    optimizer = optax.adam(0.5)
+    fitted = jmeta.fit(
+        jax.random.key(0), learner, bilevel.constant(task), steps=8, tasks=1, log_every=1, optimizer=optimizer
+    )
+    losses = [row["loss"] for row in fitted.history]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_tanimoto_is_shared_bits_over_all_bits():

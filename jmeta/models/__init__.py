@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from flax import linen as nn
 
+from jmeta.models.cells import CellNetwork, Genotype
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.policies import Policy, RecurrentPolicy
 from jmeta.models.text import TextEncoder

@@ -1,0 +1,349 @@
+"""Uses of bilevel optimisation beside what they replace: `python -m benchmarks.bilevel CASE`.
+
+`tuning`: learning rate and regularisation by hypergradients beside grid search. `reweighting`: weights of examples
+under label noise beside equal weights. `learned_loss`: a loss that is learned over tasks beside the squared error.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import linen as nn
+from jax.flatten_util import ravel_pytree
+
+import jmeta
+from benchmarks.results import RESULTS, Results, machine_line, markdown_table
+from jmeta.data.glyphs import load_glyphs
+
+INNER, ROUNDS = 100, 10  # inner steps, and meta-steps of the tuning
+GRID = 10  # values of each hyper-parameter
+DECAY, RATE = (1e-5, 1.0), (1e-2, 10.0)  # the ends of the grid
+
+
+def constant(data: jmeta.Task) -> jmeta.TaskSource:
+    """One task again and again."""
+    return jmeta.TaskSource(jax.tree.map(jnp.asarray, data), _itself, {})
+
+
+def _itself(key: Any, data: Any) -> Any:
+    return data
+
+
+def faces(classes: int, seed: int) -> jmeta.Task:
+    """Some glyphs as a plain classification: four faces of each to train on, four held out."""
+    data, random = load_glyphs(), np.random.default_rng(seed)
+    names = random.choice(np.flatnonzero(np.bincount(data.labels) >= 12), classes, replace=False)
+    rows = [random.permutation(np.flatnonzero(data.labels == name))[:8] for name in names]
+    images = np.stack([data.images[row] for row in rows]).reshape(classes, 8, -1) / np.float32(255)
+    x = jmeta.Task(*(images[:, part].reshape(classes * 4, -1) for part in (slice(4), slice(4, 8))))
+    targets = np.eye(classes, dtype=np.float32).repeat(4, axis=0)
+    return jmeta.Task(*(jmeta.Examples(inputs, targets) for inputs in x))
+
+
+def classifier(steps: int = INNER) -> jmeta.MetaLearner:
+    """Logistic regression whose θ holds the logarithms of its penalty and of its learning rate."""
+
+    def scores(φ: jax.Array, inputs: jax.Array) -> jax.Array:
+        return inputs @ φ
+
+    def error(φ: jax.Array, data: jmeta.Examples) -> jax.Array:
+        return jmeta.softmax_cross_entropy(scores(φ, data.inputs), data.targets)
+
+    def scaled(gradient: Any, state: Any, params: Any = None, *, hyper: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda g: jnp.exp(hyper["log_rate"]) * g, gradient), state
+
+    rated = optax.GradientTransformationExtraArgs(optax.identity().init, scaled)
+    return jmeta.bilevel(
+        outer=lambda key, task: {"log_decay": jnp.log(0.01), "log_rate": jnp.log(0.1)},
+        inner=lambda key, θ, support: jnp.zeros((support.inputs.shape[1], support.targets.shape[1])),
+        inner_loss=lambda key, φ, θ, support: error(φ, support) + 0.5 * jnp.exp(θ["log_decay"]) * jnp.square(φ).sum(),
+        outer_loss=lambda key, φ, θ, query: error(φ, query),
+        inner_optimizer=optax.chain(rated, optax.sgd(1.0, momentum=0.9)),
+        inner_steps=steps,
+        adjoint=jmeta.exact(checkpoint=True),
+    )
+
+
+def tuning(classes: int, seed: int) -> dict[str, Any]:
+    """Held-out losses of a grid of hyper-parameters, and of ten meta-steps from its lower left quarter."""
+    task = faces(classes, seed)
+    learner = classifier()
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], task)
+    held_out = jax.jit(lambda θ: learner.objective(jax.random.key(0), θ, (), batch)[0])
+    axes = [np.geomspace(*ends, GRID) for ends in (DECAY, RATE)]
+    grid = [[float(held_out({"log_decay": jnp.log(d), "log_rate": jnp.log(r)})) for r in axes[1]] for d in axes[0]]
+    path: list[dict[str, float]] = []
+
+    def callback(train_state: jmeta.TrainState, metrics: Any) -> None:
+        θ = train_state.params
+        path.append(
+            {"loss": metrics["loss"], "decay": float(jnp.exp(θ["log_decay"])), "rate": float(jnp.exp(θ["log_rate"]))}
+        )
+
+    optimizer = optax.adam(0.8, b1=0.5, b2=0.9)
+    jmeta.fit(
+        jax.random.key(seed),
+        learner,
+        constant(task),
+        optimizer=optimizer,
+        steps=ROUNDS,
+        tasks=1,
+        log_every=1,
+        callback=callback,
+    )
+    return {"grid": grid, "axes": [axis.tolist() for axis in axes], "path": path}
+
+
+def run_tuning(seeds: int) -> None:
+    """The table and the picture of the tuning."""
+    results = Results(RESULTS / "bilevel_tuning.json", {"inner_steps": INNER, "rounds": ROUNDS, "grid": GRID})
+    rows = {seed: results.get(f"seed {seed}", partial(tuning, 30, seed)) for seed in range(seeds)}
+    lines = []
+    for seed, row in rows.items():
+        grid, losses = np.asarray(row["grid"]), [step["loss"] for step in row["path"]]
+        best = np.nanmin(grid)
+        reached = next((i + 1 for i, loss in enumerate(losses) if loss <= best), None)
+        lines.append(
+            [str(seed), f"{best:.4f}", str(grid.size), f"{min(losses):.4f}", str(reached or f"not in {ROUNDS}")]
+        )
+    header = [
+        "seed",
+        "best of the grid",
+        "its inner runs",
+        "best of the hypergradients",
+        "inner runs until the grid's best",
+    ]
+    text = machine_line(f"python -m benchmarks.bilevel tuning --seeds {seeds}") + markdown_table(header, lines)
+    print(text)
+    (RESULTS / "bilevel_tuning.md").write_text(text)
+
+    axes = _axes(5.6, 4.0)
+    row = rows[0]
+    grid = np.asarray(row["grid"])
+    shown = axes.contourf(row["axes"][1], row["axes"][0], np.minimum(grid, 2 * np.nanmin(grid)), levels=20)
+    axes.plot([s["rate"] for s in row["path"]], [s["decay"] for s in row["path"]], "w.-", label="hypergradient steps")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight of the penalty")
+    axes.figure.colorbar(shown, label="held-out loss")
+    axes.legend(labelcolor="black")
+    axes.figure.savefig(RESULTS / "bilevel_tuning.png", dpi=120)
+
+
+class Small(nn.Module):
+    """Three convolutions and a linear layer.
+
+    Args:
+        outputs: classes.
+    """
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for _ in range(3):
+            x = nn.relu(jmeta.BatchNorm()(jmeta.Conv(32, (3, 3), strides=2)(x), train=True))
+        return nn.Dense(self.outputs)(x.reshape(len(x), -1))
+
+
+def noisy(noise: float, classes: int, seed: int) -> tuple[jmeta.Task, jmeta.Examples, np.ndarray]:
+    """Omniglot as a plain classification: 12 drawings to train on, of which some have a wrong label, and 2 clean ones
+    to validate on; 6 to test on; and which labels are wrong.
+    """
+    source = jmeta.omniglot(ways=classes, shots=12, queries=8)
+    task = source.sample(jax.random.key(seed), source.data)
+    random = np.random.default_rng(seed)
+    labels = np.asarray(task.support.targets).argmax(1)
+    wrong = random.random(len(labels)) < noise
+    labels = np.where(wrong, (labels + random.integers(1, classes, len(labels))) % classes, labels)
+    train = jmeta.Examples(np.asarray(task.support.inputs), np.eye(classes, dtype=np.float32)[labels])
+    clean = np.arange(len(task.query.targets)) % 8 < 2
+    validation, test = (
+        jmeta.Examples(np.asarray(task.query.inputs)[rows], np.asarray(task.query.targets)[rows])
+        for rows in (clean, ~clean)
+    )
+    return jmeta.Task(train, validation), test, wrong
+
+
+def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, Any]:
+    """Test accuracy with learned weights, with equal weights, and with equal weights and the clean examples."""
+    data, test, wrong = noisy(noise, classes, seed)
+    model = jmeta.linen(Small(classes))
+    size, batch = len(data.support.targets), 100
+
+    def logits(φ: Any, inputs: jax.Array) -> jax.Array:
+        return model.apply(jax.random.key(0), φ, {}, inputs, train=True)[0]
+
+    def losses(φ: Any, data: jmeta.Examples) -> jax.Array:
+        return optax.softmax_cross_entropy(logits(φ, data.inputs), data.targets)
+
+    def sample(key: Any, data: jmeta.Task) -> jmeta.Task:
+        rows = jax.random.choice(key, size, (batch,), replace=False)
+        return jmeta.Task((jax.tree.map(lambda x: x[rows], data.support), rows), data.query)
+
+    def weighted(key: Any, φ: Any, θ: jax.Array, support: Any) -> jax.Array:
+        examples, rows = support
+        return (jax.nn.sigmoid(θ[rows]) * losses(φ, examples)).mean()
+
+    learner = jmeta.bilevel(
+        outer=lambda key, task: jnp.zeros(size),
+        inner=lambda key, θ, support: model.init(key, support[0].inputs)[0],
+        inner_loss=weighted,
+        outer_loss=lambda key, φ, θ, query: losses(φ, query).mean(),
+        inner_optimizer=optax.sgd(0.1, momentum=0.9),
+        persistent=True,
+    )
+
+    def correct(φ: Any) -> float:
+        answers = np.asarray(jax.jit(logits)(φ, jnp.asarray(test.inputs))).argmax(1)
+        return float((answers == test.targets.argmax(1)).mean())
+
+    def run(rate: float, data: jmeta.Task) -> jmeta.Fit:
+        source = jmeta.TaskSource(jax.tree.map(jnp.asarray, data), sample, {})
+        return jmeta.fit(jax.random.key(seed), learner, source, steps=steps, tasks=1, optimizer=optax.adam(rate))
+
+    learned = run(0.1, data)
+    weights = np.asarray(jax.nn.sigmoid(learned.params))
+    both = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
+    size_of_train, size = size, len(both.targets)
+    together = run(0.0, jmeta.Task(both, data.query))
+    size = size_of_train
+    return {
+        "learned weights": correct(learned.state[0]),
+        "equal weights": correct(run(0.0, data).state[0]),
+        "equal weights, clean examples too": correct(together.state[0]),
+        "weights_right": weights[~wrong].tolist(),
+        "weights_wrong": weights[wrong].tolist(),
+    }
+
+
+def run_reweighting(seeds: int, steps: int = 1500) -> None:
+    """The table and the picture of the reweighting."""
+    results = Results(RESULTS / "bilevel_reweighting.json", {"steps": steps})
+    lines, row = [], {}
+    for noise in (0.0, 0.4):
+        found = [results.get(f"{noise} {seed}", partial(reweighting, noise, 50, steps, seed)) for seed in range(seeds)]
+        row = found[0]
+        names = [name for name in row if not name.startswith("weights_")]
+        for name in names:
+            values = [100 * one[name] for one in found]
+            spread = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+            lines.append([f"{noise:.0%}", name, f"{np.mean(values):.1f} ± {spread:.1f} %"])
+    text = machine_line(f"python -m benchmarks.bilevel reweighting --seeds {seeds}")
+    text += markdown_table(["wrong labels", "training", "test accuracy"], lines)
+    print(text)
+    (RESULTS / "bilevel_reweighting.md").write_text(text)
+    axes = _axes(5.6, 4.0)
+    bins = np.linspace(0, 1, 31)
+    for name in ("right", "wrong"):
+        axes.hist(row[f"weights_{name}"], bins, alpha=0.6, density=True, label=f"label is {name}")
+    axes.set(xlabel="learned weight of a training example", ylabel="density")
+    axes.legend(frameon=False)
+    axes.figure.savefig(RESULTS / "bilevel_reweighting.png", dpi=120)
+
+
+class LearnedLoss(nn.Module):
+    """ℓ(ŷ, y) ≥ 0 as a perceptron of a prediction and its target."""
+
+    @nn.compact
+    def __call__(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        x = jnp.concatenate([outputs, targets], axis=-1)
+        for width in (40, 40):
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.softplus(nn.Dense(1)(x)).mean()
+
+
+def learned_loss(steps: int, inner_steps: int, seed: int) -> dict[str, Any]:
+    """Squared error on new sinusoids after each inner step on the learned loss, and on the squared error itself."""
+    model, loss = jmeta.linen(jmeta.MLP(outputs=1)), LearnedLoss()
+    error = jmeta.mean_squared_error
+
+    def outputs(φ: Any, inputs: jax.Array) -> jax.Array:
+        return model.apply(jax.random.key(0), φ, {}, inputs, train=False)[0]
+
+    def problem(inner_loss: Callable[..., jax.Array], rate: float, k: int) -> jmeta.MetaLearner:
+        return jmeta.bilevel(
+            outer=lambda key, task: loss.init(key, task.support.targets, task.support.targets),
+            inner=lambda key, θ, support: model.init(key, support.inputs)[0],
+            inner_loss=inner_loss,
+            outer_loss=lambda key, φ, θ, query: error(outputs(φ, query.inputs), query.targets),
+            inner_optimizer=optax.sgd(rate),
+            inner_steps=k,
+            predict=lambda key, φ, θ, inputs: outputs(φ, inputs),
+        )
+
+    def learned(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
+        return cast(jax.Array, loss.apply(θ, outputs(φ, support.inputs), support.targets))
+
+    def squared(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
+        return error(outputs(φ, support.inputs), support.targets)
+
+    source = jmeta.sinusoid(shots=20)
+    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
+    fitted = jmeta.fit(
+        jax.random.key(seed),
+        problem(learned, 0.05, inner_steps),
+        source,
+        steps=steps,
+        tasks=25,
+        log_every=200,
+        optimizer=optimizer,
+    )
+
+    def measured(inner_loss: Callable[..., jax.Array], rate: float) -> list[float]:
+        return [
+            jmeta.evaluate(jax.random.key(1), problem(inner_loss, rate, k), fitted.params, (), source, metric=error)[
+                "mean_squared_error"
+            ]
+            for k in (1, 2, 5, 10, 20)
+        ]
+
+    rows = {f"squared error, rate {rate}": measured(squared, rate) for rate in (0.01, 0.03, 0.05, 0.1)}
+    return {"learned loss": measured(learned, 0.05), **rows, "parameters": ravel_pytree(fitted.params)[0].size}
+
+
+def run_learned_loss(seeds: int, steps: int = 5000) -> None:
+    """The table and the picture of the learned loss."""
+    results = Results(RESULTS / "bilevel_learned_loss.json", {"steps": steps, "inner_steps": 10})
+    found = [results.get(f"seed {seed}", partial(learned_loss, steps, 10, seed)) for seed in range(seeds)]
+    axes = _axes(5.6, 4.0)
+    lines = []
+    for name in (name for name in found[0] if name != "parameters"):
+        values = np.asarray([one[name] for one in found])
+        lines.append([name, *(f"{value:.2f}" for value in values.mean(axis=0))])
+        axes.plot((1, 2, 5, 10, 20), values.mean(axis=0), "o-", label=name)
+    axes.set(xlabel="inner steps", ylabel="mean squared error of new tasks", ylim=(0, 10))
+    axes.legend(frameon=False)
+    axes.figure.savefig(RESULTS / "bilevel_learned_loss.png", dpi=120)
+    text = machine_line(f"python -m benchmarks.bilevel learned_loss --seeds {seeds}")
+    text += markdown_table(["inner loss", *(f"{k} steps" for k in (1, 2, 5, 10, 20))], lines)
+    print(text)
+    (RESULTS / "bilevel_learned_loss.md").write_text(text)
+
+
+def _axes(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(width, height), layout="constrained").subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def main(case: tyro.conf.Positional[Literal["tuning", "reweighting", "learned_loss"]], seeds: int = 3) -> None:
+    """Runs a case.
+
+    Args:
+        case: tuning, reweighting or learned_loss.
+        seeds: how many runs.
+    """
+    begin = time.monotonic()
+    {"tuning": run_tuning, "reweighting": run_reweighting, "learned_loss": run_learned_loss}[case](seeds)
+    print(f"{time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
