@@ -60,22 +60,27 @@ def random_policy(actions: Box | Discrete) -> jmeta.Model:
     )
 
 
+def halved(k: int) -> float:
+    """α of update k: halved after the first, as in the code of MAML's authors."""
+    return 0.1 if k == 0 else 0.05
+
+
 def train_navigation(
-    seed: int, inner_steps: int, source: jmeta.TaskSource, steps: int
+    seed: int, updates: int, source: jmeta.TaskSource, steps: int
 ) -> tuple[Callable[[int], jmeta.MetaLearner], jmeta.Fit]:
-    """A policy trained by TRPO, and the learner by the number of its updates."""
-    network = jmeta.linen(Policy(Box(2, -0.1, 0.1), hidden=(64, 64)))
-    learner = partial(jmeta.maml_rl, network, inner_rate=0.1, trace=0.9, clip=float("inf"))
+    """A policy trained for some updates at rate 0.1, and its learner by the number of updates."""
+    network = jmeta.linen(Policy(Box(2, -0.1, 0.1), hidden=(64, 64), log_deviation=-0.7))
+    learner = partial(jmeta.maml_rl, network, trace=0.9, clip=float("inf"))
+    rate = optax.cosine_decay_schedule(5e-3, steps)
     fitted = jmeta.fit(
         jax.random.key(seed),
-        learner(inner_steps=inner_steps),
+        learner(inner_rate=0.1, inner_steps=updates),
         source,
         steps=steps,
         tasks=20,
-        log_every=10,
-        optimizer=jmeta.trust_region(0.01, solver_steps=5),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
     )
-    return lambda k: learner(inner_steps=k), fitted
+    return lambda k: learner(inner_rate=0.1 if k <= updates else halved, inner_steps=k), fitted
 
 
 def run_navigation(seed: int, steps: int, episodes: int) -> None:
@@ -84,8 +89,8 @@ def run_navigation(seed: int, steps: int, episodes: int) -> None:
     source = point_navigation()
     score = partial(jmeta.evaluate, jax.random.key(1000), episodes=episodes, metric=jmeta.mean_return)
 
-    def maml() -> dict[str, Any]:
-        learner, fitted = train_navigation(seed, 1, source, steps)
+    def maml(updates: int) -> dict[str, Any]:
+        learner, fitted = train_navigation(seed, updates, source, steps)
         row: dict[str, Any] = {"meta_steps": steps}
         for k in (0, 1, 2, 3):
             result = score(learner(k), fitted.params, fitted.state, source)
@@ -103,7 +108,8 @@ def run_navigation(seed: int, steps: int, episodes: int) -> None:
         return {"return_0": result["mean_return"], "ci95_0": result["ci95"]}
 
     rows.measure("random", at_random)
-    rows.measure(f"maml_rl, seed {seed}", maml)
+    for updates in (1, 2):
+        rows.measure(f"maml_rl, trained for {updates}, seed {seed}", partial(maml, updates))
     rows.measure(f"no adaptation, seed {seed}", partial(without, source))
     rows.measure(f"oracle, seed {seed}", partial(without, reveal(source)))
     columns = tuple(f"{name}_{k}" for k in (0, 1, 2, 3) for name in ("return", "ci95"))
@@ -320,14 +326,14 @@ def main(
     Args:
         case: navigation, bandit, cartpole or collector.
         seed: of meta-training; test tasks are the same for all.
-        steps: meta-steps; default 60 for navigation, 1500 for bandits, 300 for the cartpole.
+        steps: meta-steps; default 1500 for navigation and for bandits, 300 for the cartpole.
         episodes: unseen tasks; default 600 goals, 2000 bandits.
         arms: of the bandits.
         pulls: of the bandits.
     """
     RESULTS.mkdir(exist_ok=True)
     if case == "navigation":
-        run_navigation(seed, steps or 60, episodes or 600)
+        run_navigation(seed, steps or 1500, episodes or 600)
     elif case == "bandit":
         run_bandit(arms, pulls, seed, steps or 1500, episodes or 2000)
     elif case == "cartpole":

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jmeta.errors import DataError
+
 
 def shots(targets: Float[Array, "n ways"]) -> Float[Array, "ways"]:
     """The number of examples of each class."""
@@ -32,12 +34,17 @@ def only(present: Bool[Array, "ways"], outputs: Float[Array, "n ways"]) -> Float
     Returns:
         `[n, ways]`, finite.
 
+    Raises:
+        DataError: no class is there; outside of compiled code, which cannot tell.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jmeta.masks import only
         >>> jax.nn.softmax(only(jnp.asarray([True, False]), jnp.zeros((1, 2)))).tolist()
         [[1.0, 0.0]]
     """
+    if not isinstance(present, jax.core.Tracer) and not bool(present.any()):
+        raise DataError("no class of the task has an example or a description; give the support at least one.")
     least = jnp.where(present[None], outputs, jnp.inf).min(axis=1, keepdims=True)
     floor = jax.lax.stop_gradient(jnp.where(present.any(), least - 100.0, 0.0))
     return jnp.where(present[None], outputs, floor)

@@ -117,7 +117,7 @@ def test_operations_are_grouped_by_kind():
 
 
 def test_hyper_parameters_are_tuned_through_the_inner_loop():
-    task = bilevel.faces(classes=5, seed=0)
+    task, _ = bilevel.faces(classes=5, seed=0)
     assert task.support.inputs.shape == task.query.inputs.shape == (20, 28 * 28)
     learner = bilevel.classifier(steps=20)
     optimizer = optax.adam(0.5)

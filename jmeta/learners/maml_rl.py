@@ -38,6 +38,7 @@ def maml_rl(
     normalize: bool = True,
     clip: float = 0.2,
     entropy: float = 0.0,
+    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """MAML for reinforcement learning: an initialisation θ from which policy-gradient steps learn a task from reward.
 
@@ -60,6 +61,7 @@ def maml_rl(
         normalize: whether advantages have mean 0 and standard deviation 1 over the episodes of an update.
         clip: ε of PPO in the outer objective; infinity leaves that of TRPO.
         entropy: weight of the entropy of the adapted policy, a mean over steps.
+        inner_optimizer: any optax optimiser of a rate; it starts anew for each update.
 
     Returns:
         The learner. `Adapted.params` is φ_K. `predict` answers each query by the return of one episode. `collect` turns
@@ -116,7 +118,7 @@ def maml_rl(
         log_probabilities = environment.actions.log_probability(outputs, episodes.actions)
         return -estimator(log_probabilities, signals) / environment.horizon, state
 
-    updates = [adjoint(InnerProblem(inner_loss, optax.sgd(rate), num_steps=1)) for rate in rates]
+    updates = [adjoint(InnerProblem(inner_loss, inner_optimizer(rate), num_steps=1)) for rate in rates]
 
     def practise(
         key: Key[Array, ""], params: Params, state: State, environment: Environment

@@ -260,3 +260,14 @@ def test_rows_without_a_label_do_not_count_in_the_losses():
 def test_options_that_cannot_work_are_told(make, message):
     with pytest.raises(jmeta.ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [jmeta.prototypical, jmeta.matching, jmeta.metaoptnet, jmeta.r2d2])
+def test_a_support_without_any_example_is_an_error(make):
+    learner = make(jmeta.linen(jmeta.MLP(outputs=None, hidden=(4,))))
+    empty = jmeta.Examples(jnp.ones((4, 3)), jnp.zeros((4, 2)))
+    key = jax.random.key(0)
+    params, state = learner.init(key, jmeta.Task(empty, empty))
+    adapted = learner.adapt(key, params, state, empty)
+    with pytest.raises(jmeta.DataError, match="no class of the task has an example or a description"):
+        learner.predict(key, adapted, jnp.ones((2, 3)))
