@@ -133,14 +133,13 @@ def run_tuning(seeds: int) -> None:
     axes = _axes(5.6, 4.0)
     random = np.random.default_rng(0)
     for seed, row in rows.items():
-        tried = random.permutation(np.nan_to_num(np.ravel(row["grid"]), nan=np.inf))
-        on_grid, by_gradient = tried, [step["loss"] for step in row["path"]]
-        for losses, color, label in (
-            (on_grid, "tab:gray", "grid, in random order"),
-            (by_gradient, "tab:blue", "hypergradients"),
-        ):
+        tried = {
+            "grid, in random order": random.permutation(np.nan_to_num(np.ravel(row["grid"]), nan=np.inf)),
+            "hypergradients": np.asarray([step["loss"] for step in row["path"]]),
+        }
+        for color, (name, losses) in zip(("tab:gray", "tab:blue"), tried.items(), strict=True):
             best = np.minimum.accumulate(losses)
-            axes.plot(1 + np.arange(len(best)), best, color=color, alpha=0.7, label=None if seed else label)
+            axes.plot(1 + np.arange(len(best)), best, color=color, alpha=0.7, label=None if seed else name)
     axes.set(xscale="log", xlabel="inner runs", ylabel="best held-out loss so far", ylim=(0, 2))
     axes.legend(frameon=False)
     axes.figure.savefig(RESULTS / "bilevel_tuning.png", dpi=120)
