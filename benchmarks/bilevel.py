@@ -138,8 +138,8 @@ def run_tuning(seeds: int) -> None:
             "hypergradients": np.asarray([step["loss"] for step in row["path"]]),
         }
         for color, (name, losses) in zip(("tab:gray", "tab:blue"), tried.items(), strict=True):
-            best = np.minimum.accumulate(losses)
-            axes.plot(1 + np.arange(len(best)), best, color=color, alpha=0.7, label=None if seed else name)
+            so_far = np.minimum.accumulate(losses)
+            axes.plot(1 + np.arange(len(so_far)), so_far, color=color, alpha=0.7, label=None if seed else name)
     axes.set(xscale="log", xlabel="inner runs", ylabel="best held-out loss so far", ylim=(0, 2))
     axes.legend(frameon=False)
     axes.figure.savefig(RESULTS / "bilevel_tuning.png", dpi=120)
