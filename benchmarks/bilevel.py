@@ -137,8 +137,8 @@ def run_tuning(seeds: int) -> None:
             "grid, in random order": random.permutation(np.nan_to_num(np.ravel(row["grid"]), nan=np.inf)),
             "hypergradients": np.asarray([step["loss"] for step in row["path"]]),
         }
-        for color, (name, losses) in zip(("tab:gray", "tab:blue"), tried.items(), strict=True):
-            so_far = np.minimum.accumulate(losses)
+        for color, (name, values) in zip(("tab:gray", "tab:blue"), tried.items(), strict=True):
+            so_far = np.minimum.accumulate(values)
             axes.plot(1 + np.arange(len(so_far)), so_far, color=color, alpha=0.7, label=None if seed else name)
     axes.set(xscale="log", xlabel="inner runs", ylabel="best held-out loss so far", ylim=(0, 2))
     axes.legend(frameon=False)

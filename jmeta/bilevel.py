@@ -43,8 +43,8 @@ def bilevel(
         inner_loss: L, `(key, φ, θ, support) -> scalar`; each inner step has its own key, for a minibatch or for
             dropout.
         outer_loss: F, `(key, φ, θ, query) -> scalar`.
-        inner_optimizer: of φ. An update that names an argument `hyper` gets θ there: so is a learning rate an outer
-            variable.
+        inner_optimizer: of φ; it is differentiated through, for which Adam needs an `eps_root` above 0 where a gradient
+            can be 0. An update that names an argument `hyper` gets θ there: so is a learning rate an outer variable.
         inner_steps: K, for each meta-step.
         adjoint: any of `jmeta`: `exact()`, `truncated(last)`, `mixed_mode()`, `first_order()`, or `implicit(solver)`
             for an inner loop that ends at a minimum.
