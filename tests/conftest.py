@@ -19,3 +19,10 @@ def float64():
     """Everything inside the test is computed in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_freed():
+    """Each program holds memory maps, of which a process may have 65,530; XLA crashes where there are no more."""
+    yield
+    jax.clear_caches()
