@@ -370,7 +370,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             u = solver(lambda u: jax.tree.map(lambda u, hu: λ * u + hu, u, products(u)[0]), v)
             key, fixed, *others = jax.tree.map(jnp.negative, products(u)[1])
             fixed = jax.tree.map(jnp.add, fixed, v_fixed)  # which reach φ* as they are, too
-            return jax.tree.map(lambda u: λ * u, u) if λ else None, (key, fixed, *others), None
+            return jax.tree.map(lambda u: λ * u, u), (key, fixed, *others), None
 
         minimum.defvjp(forward, backward)
 
@@ -383,6 +383,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             optimiser_state: PyTree = None,
         ) -> Adapted:
             θ, fixed = partition(problem.adaptable, params)
+            θ = θ if λ else jax.lax.stop_gradient(θ)  # where an outer loop is told that its gradient is zero
             return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
         return solve
