@@ -111,8 +111,8 @@ def _settings(flags: Search) -> dict[str, Any]:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give a positive number.")
     if flags.cells < 0:
         raise ConfigError(f"--cells is {flags.cells}; give 0 or more random cells.")
-    inputs = jax.eval_shape(lambda: _source(flags, "test").sample(jax.random.key(0), _source(flags, "test").data))
-    if getattr(getattr(inputs.query, "inputs", None), "ndim", 0) != 4:
+    source = _source(flags, "test")
+    if jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs.ndim != 4:
         raise ConfigError(f"{flags.data} has no images to search cells for; use glyphs or omniglot.")
     stored = dataclasses.asdict(flags)
     return {name: value for name, value in stored.items() if name not in ("out", "resume")}

@@ -23,6 +23,6 @@ def float64():
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_freed():
-    """Each program holds memory maps, of which a process may have 65,530; XLA crashes where there are no more."""
+    """A worker that held the programs of many files, gigabytes of them, once crashed inside of the compiler."""
     yield
     jax.clear_caches()
