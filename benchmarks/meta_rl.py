@@ -3,11 +3,9 @@
 Each row is measured once and written at once, so that a run that was cut off goes on where it stopped.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -17,39 +15,42 @@ import optax
 import tyro
 
 import jmeta
-from benchmarks.machine import environment as machine
+from benchmarks.results import RESULTS, Results, machine_line, markdown_table
 from jmeta.envs import Box, Discrete, bandit, collect, hidden_cartpole, navigation, point_navigation, reveal
 from jmeta.models import Policy, RecurrentPolicy
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+Row = Mapping[str, Any]
 
 
-class Rows:
-    """The rows of a case in its JSON file; one that is there is not measured again."""
+def measured(results: Results, name: str, function: Callable[[], Row]) -> Row:
+    """The row of a name, with the seconds that it took."""
 
-    def __init__(self, case: str) -> None:
-        self.file = RESULTS / f"meta_rl_{case}.json"
-        here: dict[str, Any] = {"case": case, "machine": machine(PACKAGES), "rows": {}}
-        self.stored: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else here
+    def timed() -> Row:
+        begin = time.monotonic()
+        return {**function(), "seconds": round(time.monotonic() - begin, 1)}
 
-    def measure(self, name: str, function: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """The row of a name."""
-        rows = self.stored["rows"]
-        if name not in rows:
-            begin = time.monotonic()
-            rows[name] = {**function(), "seconds": round(time.monotonic() - begin, 1)}
-            self.file.write_text(json.dumps(self.stored, indent=2) + "\n")
-        print(name, rows[name], flush=True)
-        return rows[name]
+    row: Row = results.get(name, timed)
+    print(name, row, flush=True)
+    return row
 
-    def table(self, columns: tuple[str, ...]) -> None:
-        """Writes the rows as a markdown table."""
-        lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for name, row in self.stored["rows"].items():
-            cells = [f"{row[c]:,.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        self.file.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+def total(result: Row) -> tuple[float, float]:
+    """The mean return of `jmeta.evaluate`, with half of its 95 % interval."""
+    return result["mean_return"], result["ci95"]
+
+
+def write_table(results: Results, command: str, columns: tuple[str, ...]) -> None:
+    """Writes the rows as a markdown table."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, list):
+            return f"{value[0]:.2f} ± {value[1]:.2f}"
+        return "" if value is None else f"{value:,.0f}"
+
+    lines = [[name, *(cell(row.get(column)) for column in columns)] for name, row in results.rows.items()]
+    header = ["", *(column.replace("_", " ") for column in columns)]
+    text = machine_line(f"python -m benchmarks.meta_rl {command}") + markdown_table(header, lines)
+    results.file.with_suffix(".md").write_text(text)
 
 
 def random_policy(actions: Box | Discrete) -> jmeta.Model:
@@ -85,35 +86,30 @@ def train_navigation(
 
 def run_navigation(seed: int, steps: int, episodes: int) -> None:
     """Return before and after 1, 2 and 3 updates, of MAML, of no adaptation and of an oracle; and at random."""
-    rows = Rows("navigation")
+    results = Results(RESULTS / "meta_rl_navigation.json", {"steps": steps, "episodes": episodes})
     source = point_navigation()
     score = partial(jmeta.evaluate, jax.random.key(1000), episodes=episodes, metric=jmeta.mean_return)
 
     def maml(updates: int) -> dict[str, Any]:
         learner, fitted = train_navigation(seed, updates, source, steps)
-        row: dict[str, Any] = {"meta_steps": steps}
-        for k in (0, 1, 2, 3):
-            result = score(learner(k), fitted.params, fitted.state, source)
-            row |= {f"return_{k}": result["mean_return"], f"ci95_{k}": result["ci95"]}
-        return row
+        after = {k: score(learner(k), fitted.params, fitted.state, source) for k in (0, 1, 2, 3)}
+        return {f"return_{k}": total(result) for k, result in after.items()}
 
     def without(tasks: jmeta.TaskSource) -> dict[str, Any]:
         learner, fitted = train_navigation(seed, 0, tasks, steps)
-        result = score(learner(0), fitted.params, fitted.state, tasks)
-        return {"meta_steps": steps, "return_0": result["mean_return"], "ci95_0": result["ci95"]}
+        return {"return_0": total(score(learner(0), fitted.params, fitted.state, tasks))}
 
     def at_random() -> dict[str, Any]:
         learner = jmeta.maml_rl(random_policy(Box(2, -0.1, 0.1)), inner_steps=0)
-        result = score(learner, jnp.zeros(()), (), source)
-        return {"return_0": result["mean_return"], "ci95_0": result["ci95"]}
+        return {"return_0": total(score(learner, jnp.zeros(()), (), source))}
 
-    rows.measure("random", at_random)
+    measured(results, "random", at_random)
     for updates in (1, 2):
-        rows.measure(f"maml_rl, trained for {updates}, seed {seed}", partial(maml, updates))
-    rows.measure(f"no adaptation, seed {seed}", partial(without, source))
-    rows.measure(f"oracle, seed {seed}", partial(without, reveal(source)))
-    columns = tuple(f"{name}_{k}" for k in (0, 1, 2, 3) for name in ("return", "ci95"))
-    rows.table(("meta_steps", *columns, "seconds"))
+        measured(results, f"maml_rl, trained for {updates}, seed {seed}", partial(maml, updates))
+    measured(results, f"no adaptation, seed {seed}", partial(without, source))
+    measured(results, f"oracle, seed {seed}", partial(without, reveal(source)))
+    columns = (*(f"return_{k}" for k in (0, 1, 2, 3)), "seconds")
+    write_table(results, f"navigation --seed {seed} --steps {steps}", columns)
 
 
 def gittins_indices(pulls: int, discount: float) -> np.ndarray:
@@ -151,15 +147,15 @@ def play(choose: Callable[..., np.ndarray], arms: int, pulls: int, bandits: int,
     random = np.random.default_rng(seed)
     p = random.random((bandits, arms))
     successes, failures = np.zeros((2, bandits, arms))
-    total = np.zeros(bandits)
+    reward = np.zeros(bandits)
     rows = np.arange(bandits)
     for t in range(pulls):
         arm = choose(random, successes, failures, t)
         won = random.random(bandits) < p[rows, arm]
         successes[rows, arm] += won
         failures[rows, arm] += ~won
-        total += won
-    return {"mean_return": float(total.mean()), "ci95": float(1.96 * total.std(ddof=1) / np.sqrt(bandits))}
+        reward += won
+    return {"total_reward": (float(reward.mean()), float(1.96 * reward.std(ddof=1) / np.sqrt(bandits)))}
 
 
 def strategies(pulls: int) -> dict[str, Callable[..., np.ndarray]]:
@@ -184,7 +180,7 @@ def strategies(pulls: int) -> dict[str, Callable[..., np.ndarray]]:
 
 def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> None:
     """RL² on Bernoulli bandits, beside Gittins indices, Thompson sampling and UCB1 on as many bandits."""
-    rows = Rows("bandit")
+    results = Results(RESULTS / "meta_rl_bandit.json", {"steps": steps, "episodes": episodes})
     source = bandit(arms=arms, pulls=pulls)
 
     def trained() -> dict[str, Any]:
@@ -205,18 +201,20 @@ def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> N
             episodes=episodes,
             metric=jmeta.mean_return,
         )
-        return {"mean_return": result["mean_return"], "ci95": result["ci95"], "meta_steps": steps}
+        return {"total_reward": total(result)}
 
     label = f"{arms} arms, {pulls} pulls"
     for name, choose in strategies(pulls).items():
-        rows.measure(f"{name}, {label}", partial(play, choose, arms, pulls, 100_000, 0))
-    rows.measure(f"rl2, {label}, seed {seed}", trained)
-    rows.table(("mean_return", "ci95", "meta_steps", "seconds"))
+        measured(results, f"{name}, {label}", partial(play, choose, arms, pulls, 100_000, 0))
+    measured(results, f"rl2, {label}, seed {seed}", trained)
+    write_table(
+        results, f"bandit --arms {arms} --pulls {pulls} --seed {seed} --steps {steps}", ("total_reward", "seconds")
+    )
 
 
 def run_cartpole(seed: int, steps: int, episodes: int) -> None:
     """Return with hidden physics: RL² before and after one episode, beside no adaptation and an oracle."""
-    rows = Rows("cartpole")
+    results = Results(RESULTS / "meta_rl_cartpole.json", {"steps": steps, "episodes": episodes})
     source = hidden_cartpole(queries=5)
 
     def train(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> jmeta.Fit:
@@ -236,22 +234,18 @@ def run_cartpole(seed: int, steps: int, episodes: int) -> None:
     def recurrent() -> dict[str, Any]:
         learner = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)))
         fitted = train(learner(inner_steps=1), source)
-        row: dict[str, Any] = {"meta_steps": steps}
-        for k in (0, 1, 2):
-            result = score(learner(inner_steps=k), fitted, source)
-            row |= {f"return_{k}": result["mean_return"], f"ci95_{k}": result["ci95"]}
-        return row
+        return {f"return_{k}": total(score(learner(inner_steps=k), fitted, source)) for k in (0, 1, 2)}
 
     def without(tasks: jmeta.TaskSource) -> dict[str, Any]:
         learner = jmeta.maml_rl(jmeta.linen(Policy(Box(1), hidden=(64, 64))), inner_steps=0, trajectories=2, trace=0.95)
-        result = score(learner, train(learner, tasks), tasks)
-        return {"meta_steps": steps, "return_0": result["mean_return"], "ci95_0": result["ci95"]}
+        return {"return_0": total(score(learner, train(learner, tasks), tasks))}
 
-    low = rows.measure(f"no adaptation, seed {seed}", partial(without, source))["return_0"]
-    high = rows.measure(f"oracle, seed {seed}", partial(without, reveal(source)))["return_0"]
-    found = rows.measure(f"rl2, seed {seed}", recurrent)["return_1"]
+    low = measured(results, f"no adaptation, seed {seed}", partial(without, source))["return_0"][0]
+    high = measured(results, f"oracle, seed {seed}", partial(without, reveal(source)))["return_0"][0]
+    found = measured(results, f"rl2, seed {seed}", recurrent)["return_1"][0]
     print(f"one episode recovers {(found - low) / (high - low):.0%} of the gap from {low:.1f} to {high:.1f}")
-    rows.table(("meta_steps", *(f"{name}_{k}" for k in (0, 1, 2) for name in ("return", "ci95")), "seconds"))
+    columns = (*(f"return_{k}" for k in (0, 1, 2)), "seconds")
+    write_table(results, f"cartpole --seed {seed} --steps {steps}", columns)
 
 
 def run_collector(episodes: int = 400) -> None:
@@ -306,11 +300,11 @@ def run_collector(episodes: int = 400) -> None:
             vector.step((0.1 * random.normal(size=(number, 2))).astype(np.float32))
         return {"steps_per_second": number * horizon / (time.perf_counter() - begin), "environments": number}
 
-    rows = Rows("collector")
-    fast = rows.measure("jmeta, compiled", compiled)["steps_per_second"]
-    slow = rows.measure("gymnasium SyncVectorEnv, NumPy", partial(stepped, episodes))["steps_per_second"]
+    results = Results(RESULTS / "meta_rl_collector.json", {})
+    fast = measured(results, "jmeta, compiled", compiled)["steps_per_second"]
+    slow = measured(results, "gymnasium SyncVectorEnv, NumPy", partial(stepped, episodes))["steps_per_second"]
     print(f"{fast / slow:.0f} times as many steps")
-    rows.table(("steps_per_second", "environments", "seconds"))
+    write_table(results, "collector", ("steps_per_second", "environments"))
 
 
 def main(
@@ -326,14 +320,14 @@ def main(
     Args:
         case: navigation, bandit, cartpole or collector.
         seed: of meta-training; test tasks are the same for all.
-        steps: meta-steps; default 1500 for navigation and for bandits, 300 for the cartpole.
+        steps: meta-steps; default 600 for navigation, 1500 for bandits, 300 for the cartpole.
         episodes: unseen tasks; default 600 goals, 2000 bandits.
         arms: of the bandits.
         pulls: of the bandits.
     """
     RESULTS.mkdir(exist_ok=True)
     if case == "navigation":
-        run_navigation(seed, steps or 1500, episodes or 600)
+        run_navigation(seed, steps or 600, episodes or 600)
     elif case == "bandit":
         run_bandit(arms, pulls, seed, steps or 1500, episodes or 2000)
     elif case == "cartpole":

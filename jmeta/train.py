@@ -316,12 +316,16 @@ def _run(
     task_chunk: int | None,
     length: int,
 ) -> tuple[TrainState, Info]:
-    step = make_step(learner, optimizer, TaskSource(data, sample, {}), tasks=tasks, task_chunk=task_chunk)
-    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, None)[1])
+    @jax.jit  # traced once for its shapes and for the scan
+    def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
+        source = TaskSource(data, sample, {})
+        return make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk)(carry, None)
+
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
 
     def until_done(carry: TrainState, _: None) -> tuple[TrainState, Info]:
         # The last scan may be longer than what is left to do: skipping keeps one compiled program.
-        return lax.cond(carry.step < steps, lambda: step(carry, None), lambda: (carry, info))
+        return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
 
     return lax.scan(until_done, train_state, length=length)
 
