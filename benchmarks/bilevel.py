@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
-from jax.flatten_util import ravel_pytree
 
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
@@ -265,70 +264,83 @@ class LearnedLoss(nn.Module):
         return nn.softplus(nn.Dense(1)(x)).mean()
 
 
-def learned_loss(steps: int, inner_steps: int, seed: int) -> dict[str, Any]:
-    """Squared error on new sinusoids after each inner step on the learned loss, and on the squared error itself."""
-    model, loss = jmeta.linen(jmeta.MLP(outputs=1)), LearnedLoss()
-    error = jmeta.mean_squared_error
+INNER_STEPS = (1, 2, 5, 10, 20)  # of the curve against inner steps
+NETWORK, LEARNED = jmeta.linen(jmeta.MLP(outputs=1)), LearnedLoss()
 
-    def outputs(φ: Any, inputs: jax.Array) -> jax.Array:
-        return model.apply(jax.random.key(0), φ, {}, inputs, train=False)[0]
 
-    def problem(inner_loss: Callable[..., jax.Array], rate: float, k: int) -> jmeta.MetaLearner:
-        return jmeta.bilevel(
-            outer=lambda key, task: loss.init(key, task.support.targets, task.support.targets),
-            inner=lambda key, θ, support: model.init(key, support.inputs)[0],
-            inner_loss=inner_loss,
-            outer_loss=lambda key, φ, θ, query: error(outputs(φ, query.inputs), query.targets),
-            inner_optimizer=optax.sgd(rate),
-            inner_steps=k,
-            predict=lambda key, φ, θ, inputs: outputs(φ, inputs),
-        )
+def answers(φ: Any, inputs: jax.Array) -> jax.Array:
+    """What the network says to inputs."""
+    return NETWORK.apply(jax.random.key(0), φ, {}, inputs, train=False)[0]
 
-    def learned(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
-        return cast(jax.Array, loss.apply(θ, outputs(φ, support.inputs), support.targets))
 
-    def squared(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
-        return error(outputs(φ, support.inputs), support.targets)
+def learned(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
+    """The loss that is learned, an inner loss."""
+    return cast(jax.Array, LEARNED.apply(θ, answers(φ, support.inputs), support.targets))
 
-    source = jmeta.sinusoid(shots=20)
+
+def squared(key: Any, φ: Any, θ: Any, support: jmeta.Examples) -> jax.Array:
+    """The squared error, an inner loss without anything learned."""
+    return jmeta.mean_squared_error(answers(φ, support.inputs), support.targets)
+
+
+def regression(inner_loss: Callable[..., jax.Array], rate: float, inner_steps: int) -> jmeta.MetaLearner:
+    """A network that is trained from the start on each task, by some inner loss."""
+    return jmeta.bilevel(
+        outer=lambda key, task: LEARNED.init(key, task.support.targets, task.support.targets),
+        inner=lambda key, θ, support: NETWORK.init(key, support.inputs)[0],
+        inner_loss=inner_loss,
+        outer_loss=squared,
+        inner_optimizer=optax.sgd(rate),
+        inner_steps=inner_steps,
+        predict=lambda key, φ, θ, inputs: answers(φ, inputs),
+    )
+
+
+def curve(inner_loss: Callable[..., jax.Array], rate: float, θ: Any) -> list[float]:
+    """Squared error on new sinusoids after each number of inner steps."""
+    name, source = "mean_squared_error", jmeta.sinusoid(shots=20)
+    return [
+        jmeta.evaluate(
+            jax.random.key(1), regression(inner_loss, rate, k), θ, (), source, metric=jmeta.mean_squared_error
+        )[name]
+        for k in INNER_STEPS
+    ]
+
+
+def learned_loss(steps: int, inner_steps: int, seed: int) -> list[float]:
+    """The curve of a loss that was learned for so many inner steps."""
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
     fitted = jmeta.fit(
         jax.random.key(seed),
-        problem(learned, 0.05, inner_steps),
-        source,
+        regression(learned, 0.05, inner_steps),
+        jmeta.sinusoid(shots=20),
         steps=steps,
         tasks=25,
         log_every=200,
         optimizer=optimizer,
     )
-
-    def measured(inner_loss: Callable[..., jax.Array], rate: float) -> list[float]:
-        return [
-            jmeta.evaluate(jax.random.key(1), problem(inner_loss, rate, k), fitted.params, (), source, metric=error)[
-                "mean_squared_error"
-            ]
-            for k in (1, 2, 5, 10, 20)
-        ]
-
-    rows = {f"squared error, rate {rate}": measured(squared, rate) for rate in (0.01, 0.03, 0.05, 0.1)}
-    return {"learned loss": measured(learned, 0.05), **rows, "parameters": ravel_pytree(fitted.params)[0].size}
+    return curve(learned, 0.05, fitted.params)
 
 
 def run_learned_loss(seeds: int, steps: int = 5000) -> None:
     """The table and the picture of the learned loss."""
     results = Results(RESULTS / "bilevel_learned_loss.json", {"steps": steps, "inner_steps": 10})
-    found = [results.get(f"seed {seed}", partial(learned_loss, steps, 10, seed)) for seed in range(seeds)]
+    rows = {
+        f"learned loss, seed {seed}": results.get(f"seed {seed}", partial(learned_loss, steps, 10, seed))
+        for seed in range(seeds)
+    }
+    for rate in (0.003, 0.01, 0.015, 0.02):
+        name = f"squared error, rate {rate}"
+        rows[name] = results.get(name, partial(curve, squared, rate, {}))
     axes = _axes(5.6, 4.0)
-    lines = []
-    for name in (name for name in found[0] if name != "parameters"):
-        values = np.asarray([one[name] for one in found])
-        lines.append([name, *(f"{value:.2f}" for value in values.mean(axis=0))])
-        axes.plot((1, 2, 5, 10, 20), values.mean(axis=0), "o-", label=name)
+    for name, values in rows.items():
+        axes.plot(INNER_STEPS, values, "o-", label=name)
     axes.set(xlabel="inner steps", ylabel="mean squared error of new tasks", ylim=(0, 10))
     axes.legend(frameon=False)
     axes.figure.savefig(RESULTS / "bilevel_learned_loss.png", dpi=120)
     text = machine_line(f"python -m benchmarks.bilevel learned_loss --seeds {seeds}")
-    text += markdown_table(["inner loss", *(f"{k} steps" for k in (1, 2, 5, 10, 20))], lines)
+    lines = [[name, *(f"{value:.2f}" for value in values)] for name, values in rows.items()]
+    text += markdown_table(["inner loss", *(f"{k} steps" for k in INNER_STEPS)], lines)
     print(text)
     (RESULTS / "bilevel_learned_loss.md").write_text(text)
 

@@ -213,9 +213,13 @@ def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> N
 
 
 def run_cartpole(seed: int, steps: int, episodes: int) -> None:
-    """Return with hidden physics: RL² before and after one episode, beside no adaptation and an oracle."""
+    """Return with hidden physics: RL² before and after one episode, beside no adaptation and an oracle.
+
+    The oracle is RL² that is told the physics, in its first episode; no adaptation is a policy without memory.
+    """
     results = Results(RESULTS / "meta_rl_cartpole.json", {"steps": steps, "episodes": episodes})
     source = hidden_cartpole(queries=5)
+    rl2 = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)))
 
     def train(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> jmeta.Fit:
         epochs = 8
@@ -225,23 +229,26 @@ def run_cartpole(seed: int, steps: int, episodes: int) -> None:
             jax.random.key(seed), learner, tasks, steps=steps, tasks=64, task_chunk=64, optimizer=optimizer
         )
 
-    def score(learner: jmeta.MetaLearner, fitted: jmeta.Fit, tasks: jmeta.TaskSource) -> jmeta.train.Metrics:
+    def score(learner: jmeta.MetaLearner, fitted: jmeta.Fit, tasks: jmeta.TaskSource) -> tuple[float, float]:
         key = jax.random.key(1000)
-        return jmeta.evaluate(
-            key, learner, fitted.params, fitted.state, tasks, episodes=episodes, metric=jmeta.mean_return
+        return total(
+            jmeta.evaluate(
+                key, learner, fitted.params, fitted.state, tasks, episodes=episodes, metric=jmeta.mean_return
+            )
         )
 
-    def recurrent() -> dict[str, Any]:
-        learner = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)))
-        fitted = train(learner(inner_steps=1), source)
-        return {f"return_{k}": total(score(learner(inner_steps=k), fitted, source)) for k in (0, 1, 2)}
+    def recurrent() -> Row:
+        fitted = train(rl2(inner_steps=1), source)
+        return {f"return_{k}": score(rl2(inner_steps=k), fitted, source) for k in (0, 1, 2)}
 
-    def without(tasks: jmeta.TaskSource) -> dict[str, Any]:
-        learner = jmeta.maml_rl(jmeta.linen(Policy(Box(1), hidden=(64, 64))), inner_steps=0, trajectories=2, trace=0.95)
-        return {"return_0": total(score(learner, train(learner, tasks), tasks))}
+    def at_once(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> Row:
+        return {"return_0": score(learner, train(learner, tasks), tasks)}
 
-    low = measured(results, f"no adaptation, seed {seed}", partial(without, source))["return_0"][0]
-    high = measured(results, f"oracle, seed {seed}", partial(without, reveal(source)))["return_0"][0]
+    policy = jmeta.linen(Policy(Box(1), hidden=(64, 64)))
+    without = jmeta.maml_rl(policy, inner_steps=0, trajectories=2, trace=0.95)
+    low = measured(results, f"no adaptation, seed {seed}", partial(at_once, without, source))["return_0"][0]
+    oracle = partial(at_once, rl2(inner_steps=0), reveal(source))
+    high = measured(results, f"oracle, seed {seed}", oracle)["return_0"][0]
     found = measured(results, f"rl2, seed {seed}", recurrent)["return_1"][0]
     print(f"one episode recovers {(found - low) / (high - low):.0%} of the gap from {low:.1f} to {high:.1f}")
     columns = (*(f"return_{k}" for k in (0, 1, 2)), "seconds")

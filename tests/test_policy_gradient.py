@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta.envs import Trajectory, collect, mdp, navigation
+import jmeta
+from jmeta.core import Task
+from jmeta.envs import Discrete, Environment, Trajectory, collect, mdp, navigation
 from jmeta.envs.rollout import Previous
+from jmeta.models import RecurrentPolicy
 from jmeta.policy_gradient import (
     ESTIMATORS,
     Credit,
@@ -20,6 +23,7 @@ from jmeta.policy_gradient import (
     loaded_dice,
 )
 
+KEY = jax.random.key(0)
 STATES, ACTIONS, HORIZON, DISCOUNT = 2, 2, 3, 0.9
 
 
@@ -212,3 +216,24 @@ def test_the_clipped_surrogate_by_hand():
     least = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages) - advantages
     given = clipped_surrogate(actions, outputs, episodes, jnp.asarray(advantages, jnp.float32), 0.2)
     np.testing.assert_allclose(given, least[alive].mean(), rtol=1e-4)
+
+
+def test_the_value_error_of_rl2_does_not_depend_on_the_size_of_returns():
+    """The value is v per step of the horizon T; with λ = 0 and rewards c the error is ½ mean(((c + T v) / T − v)²)."""
+    horizon, reward = 5, 3.0
+    always = Environment(
+        jnp.asarray(reward),
+        lambda key, params: (jnp.ones(1), jnp.ones(())),
+        lambda key, state, action, params: (jnp.ones(1), state, params, jnp.zeros((), bool), {}),
+        Discrete(2),
+        horizon,
+    )
+    learner = jmeta.rl2(jmeta.linen(RecurrentPolicy(Discrete(2), width=4)), inner_steps=0, discount=1.0, trace=0.0)
+    tasks = jax.tree.map(lambda x: x[None], Task(always, ()))
+    params, state = learner.init(KEY, Task(always, ()))
+    for v in (0.0, 0.25):
+        params["value"] = {"kernel": jnp.zeros_like(params["value"]["kernel"]), "bias": jnp.full(1, v)}
+        batch = learner.collect(KEY, params, state, tasks)
+        _, (_, info) = learner.objective(KEY, params, state, batch)
+        targets = reward + horizon * v * np.array([1, 1, 1, 1, 0])
+        np.testing.assert_allclose(info["value_error"], 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)

@@ -41,13 +41,13 @@ def rl2(
 
     Args:
         model: `(memory, features) -> (memory, outputs)`, as `jmeta.linen(jmeta.models.RecurrentPolicy(actions))` gives;
-            the last output is the value. None as memory stands for its start.
+            the last output is the value per step of the horizon. None as memory stands for its start.
         inner_steps: episodes before the one that counts at evaluation; with 0 that is the whole trial, as for bandits.
         discount: γ, over the whole trial.
         trace: λ of the generalized advantage.
         clip: ε of PPO.
         entropy: weight of the entropy of the policy, a mean over steps.
-        value_weight: weight of ½ (V − target)², a mean over steps.
+        value_weight: weight of ½ (V − target)², a mean over steps; V and target per step of the horizon.
 
     Returns:
         The learner. `Adapted.params` is `(θ, memory, previous)`. Its objective is less the return of the trial, and
@@ -147,7 +147,7 @@ def rl2(
     def one_trial(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Trial:
         _, episodes = run(key, params, state, environment, inner_steps + 1)
         steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
-        values = replay(key, params, state, steps)[:, -1]
+        values = environment.horizon * replay(key, params, state, steps)[:, -1]
         advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace)
         return Trial(environment, steps, advantages, advantages + values)
 
@@ -163,6 +163,8 @@ def rl2(
         environment, steps, advantages, targets = task.query
         both = replay(key, params, state, steps)
         outputs, values = both[:, :-1], both[:, -1]
+        # in units of the horizon, so that the size of returns does not drown the gradient of the policy
+        targets = targets / environment.horizon
         surrogate = clipped_surrogate(environment.actions, outputs, steps, advantages, clip)
         bonus = step_mean(environment.actions.entropy(outputs), steps.alive)
         error = step_mean(0.5 * jnp.square(values - targets), steps.alive)
