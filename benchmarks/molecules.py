@@ -4,8 +4,8 @@ Every assay of Tox21 and of ToxCast is a task: which molecules are active, from 
 validation and test are disjoint; molecules are not, as they were all measured in many assays.
 """
 
-import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,9 @@ import tyro
 from jaxtyping import Array, Float
 
 import jmeta
-from benchmarks.machine import environment
+from benchmarks.results import RESULTS, Results
 
-RESULTS = Path(__file__).parent / "results"
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "molecules"
-PACKAGES = ("jax", "jaxlib", "flax", "optax")
 SHOTS, QUERIES, EPISODES = 16, 64, 600
 TEST_SHARE = {"tox21": 0.25, "toxcast": 0.25}
 HIDDEN = (64, 64)
@@ -108,8 +106,7 @@ def main(
     data: tuple[str, ...] = ("tox21", "toxcast"),
     steps: int = 500,
     seeds: tuple[int, ...] = (0, 1, 2),
-    resume: bool = False,
-    results: Path = RESULTS / "molecules.json",
+    file: Path = RESULTS / "molecules.json",
 ) -> None:
     """Meta-trains on some assays, tests on the others, and writes the table.
 
@@ -118,35 +115,27 @@ def main(
         data: which of them.
         steps: meta-steps of 8 tasks.
         seeds: of the division of the assays, of training and of the test tasks.
-        resume: leave out what is stored already.
-        results: where the numbers go; the table goes beside.
+        file: where the numbers go; the table goes beside.
     """
-    circumstances = {**environment(PACKAGES), "steps": steps, "seeds": list(seeds)}
-    content = json.loads(results.read_text()) if results.exists() else {}
-    stored = content["rows"] if resume and content.get("environment") == circumstances else {}
-    results.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(file, {"steps": steps})
     for balanced in (False, True):
         for source in data:
             for seed in seeds:
                 train, test = sources(folder, source, balanced, seed)
                 for name in (*TRAINED, *RIVALS):
                     row = f"{source}, {'balanced' if balanced else 'stratified'}, {name}, seed {seed}"
-                    if row in stored:
-                        continue
-                    stored[row] = measure(name, train, test, steps, seed)
-                    print(row, f"{stored[row]['average_precision_gain']:.3f} ± {stored[row]['ci95']:.3f}", flush=True)
-                    results.write_text(json.dumps({"environment": circumstances, "rows": stored}, indent=1) + "\n")
+                    results.get(row, partial(measure, name, train, test, steps, seed))
                 jax.clear_caches()
-                results.with_suffix(".md").write_text(markdown(circumstances, stored))
-    print(results.with_suffix(".md").read_text())
+    text = markdown(steps, seeds, results.rows)
+    file.with_suffix(".md").write_text(text)
+    print(text)
 
 
-def markdown(circumstances: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown(steps: int, seeds: tuple[int, ...], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table: the mean over seeds, with the interval over all their tasks and the range over seeds."""
-    seeds = circumstances["seeds"]
     columns = list(dict.fromkeys(tuple(row.split(", ")[:2]) for row in rows))
     lines = [
-        f"`python -m benchmarks.molecules --steps {circumstances['steps']} --seeds {' '.join(map(str, seeds))}`: "
+        f"`python -m benchmarks.molecules --steps {steps} --seeds {' '.join(map(str, seeds))}`: "
         f"ΔAUPRC of {SHOTS} labelled molecules, {QUERIES} queries, {EPISODES} tasks of unseen assays for each "
         f"of {len(seeds)} divisions of the assays; ± is the 95 % interval over tasks, in brackets the range over them.",
         "",

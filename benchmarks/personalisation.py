@@ -5,8 +5,8 @@ Each user is a task of `jmeta.from_groups`; what is compared is how well unseen 
 by the number of ratings that were seen of them.
 """
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import optax
 import tyro
 
 import jmeta
-from benchmarks.machine import environment
+from benchmarks.results import RESULTS, Results
 
-RESULTS = Path(__file__).parent / "results"
 FEATURES, RATINGS, USERS, UNSEEN = 8, 60, 400, 100
 SEEN = (1, 2, 5, 10, 20, 40)
 INNER_RATE, INNER_STEPS = 0.1, 5
@@ -53,42 +52,47 @@ def learners() -> Mapping[str, tuple[jmeta.MetaLearner, bool]]:
     }
 
 
-def main(steps: int = 5000, seed: int = 0, results: Path = RESULTS / "personalisation.json") -> None:
+def measure(learner: jmeta.MetaLearner, is_trained: bool, steps: int, seed: int) -> dict[str, Any]:
+    """The error on unseen users after each number of ratings."""
+    train = jmeta.from_groups(*ratings(seed + 2, USERS), shots=10, queries=20)
+    fitted = jmeta.fit(
+        jax.random.key(seed),
+        learner,
+        train,
+        optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, steps)),
+        steps=steps if is_trained else 0,
+        tasks=25,
+        log_every=500,
+    )
+
+    def error(seen: int) -> dict[str, Any]:
+        test = jmeta.from_groups(*ratings(1, UNSEEN), shots=seen, queries=20)
+        key = jax.random.key(1)
+        return jmeta.evaluate(key, learner, fitted.params, fitted.state, test, metric=jmeta.mean_squared_error)
+
+    return {str(seen): error(seen) for seen in SEEN}
+
+
+def main(steps: int = 5000, seed: int = 0, file: Path = RESULTS / "personalisation.json") -> None:
     """Trains on 400 users, tests on 100 others, and writes table and picture.
 
     Args:
         steps: meta-steps of 25 users.
         seed: of training; the unseen users are those of seed 1.
-        results: where the numbers go; table and picture go beside.
+        file: where the numbers go; table and picture go beside.
     """
-    train = jmeta.from_groups(*ratings(seed + 2, USERS), shots=10, queries=20)
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for name, (learner, is_trained) in learners().items():
-        optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-        fitted = jmeta.fit(
-            jax.random.key(seed),
-            learner,
-            train,
-            optimizer=optimizer,
-            steps=steps if is_trained else 0,
-            tasks=25,
-            log_every=500,
-        )
-        rows[name] = {}
-        for seen in SEEN:
-            test = jmeta.from_groups(*ratings(1, UNSEEN), shots=seen, queries=20)
-            rows[name][seen] = jmeta.evaluate(
-                jax.random.key(1), learner, fitted.params, fitted.state, test, metric=jmeta.mean_squared_error
-            )
-        print(name, {seen: round(row["mean_squared_error"], 3) for seen, row in rows[name].items()}, flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(("jax", "flax", "optax")), "steps": steps, "seed": seed, "rows": rows}
-    results.write_text(json.dumps(content, indent=1) + "\n")
-    results.with_suffix(".md").write_text(markdown(steps, seed, rows))
-    picture(results.with_suffix(".png"), rows)
+    results = Results(file, {"steps": steps, "seed": seed})
+    rows = {
+        name: results.get(name, partial(measure, learner, is_trained, steps, seed))
+        for name, (learner, is_trained) in learners().items()
+    }
+    text = markdown(steps, seed, rows)
+    file.with_suffix(".md").write_text(text)
+    picture(file.with_suffix(".png"), rows)
+    print(text)
 
 
-def markdown(steps: int, seed: int, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+def markdown(steps: int, seed: int, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The table: mean squared error by ratings seen."""
     lines = [
         f"`python -m benchmarks.personalisation --steps {steps} --seed {seed}`: mean squared error on 20 unseen "
@@ -103,7 +107,7 @@ def markdown(steps: int, seed: int, rows: Mapping[str, Mapping[int, Mapping[str,
     return "\n".join(lines) + "\n"
 
 
-def picture(file: Path, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
+def picture(file: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Draws the error against the number of ratings seen."""
     from matplotlib.figure import Figure
 
@@ -111,7 +115,7 @@ def picture(file: Path, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> 
     axes = figure.subplots()
     for name, by_seen in rows.items():
         errors = [row["mean_squared_error"] for row in by_seen.values()]
-        axes.errorbar(list(by_seen), errors, yerr=[row["ci95"] for row in by_seen.values()], marker="o", label=name)
+        axes.errorbar(SEEN, errors, yerr=[row["ci95"] for row in by_seen.values()], marker="o", label=name)
     axes.set(xscale="log", ylim=(0, None), xlabel="ratings seen of a new user", ylabel="mean squared error")
     axes.set_xticks(SEEN, [str(seen) for seen in SEEN])
     axes.minorticks_off()

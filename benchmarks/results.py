@@ -25,6 +25,8 @@ class Results:
         stored = json.loads(file.read_text()) if file.exists() else {}
         same = stored.get("settings") == json.loads(json.dumps(settings))
         self.rows: dict[str, Any] = stored["rows"] if same else {}
+        if self.rows:
+            print(f"{len(self.rows)} results are in {file} and not measured again; delete it to do so", flush=True)
         self._about = {"settings": settings, "environment": environment(PACKAGES)}
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
