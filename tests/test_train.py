@@ -46,6 +46,18 @@ def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
     assert compiled(_run)._cache_size() == before + 1
 
 
+def test_a_program_is_traced_once_to_check_it_and_once_to_run_it():
+    """Tracing is half of the wait where a network is large."""
+    traced = []
+
+    def objective(*args):
+        traced.append(args)
+        return LEARNER.objective(*args)
+
+    jmeta.fit(KEY, LEARNER._replace(objective=objective), SOURCE, steps=3, tasks=2, log_every=2)
+    assert len(traced) == 2
+
+
 def test_a_step_is_sampling_objective_and_update():
     optimizer = optax.sgd(0.1)
     start = jmeta.init(KEY, LEARNER, optimizer, SOURCE)
