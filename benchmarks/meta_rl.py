@@ -185,7 +185,7 @@ def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> N
 
     def trained() -> dict[str, Any]:
         network = jmeta.linen(RecurrentPolicy(Discrete(arms), width=64))
-        learner = jmeta.rl2(network, inner_steps=0)
+        learner = jmeta.rl2(network, inner_steps=0, value_weight=0.5)
         epochs = 8
         rate = optax.cosine_decay_schedule(3e-3, steps * epochs)
         optimizer = jmeta.repeated(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), epochs)
@@ -219,7 +219,7 @@ def run_cartpole(seed: int, steps: int, episodes: int) -> None:
     """
     results = Results(RESULTS / "meta_rl_cartpole.json", {"steps": steps, "episodes": episodes})
     source = hidden_cartpole(queries=5)
-    rl2 = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)))
+    rl2 = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)), value_weight=0.5)
 
     def train(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> jmeta.Fit:
         epochs = 8

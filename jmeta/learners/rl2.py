@@ -31,7 +31,7 @@ def rl2(
     trace: float = 0.95,
     clip: float = 0.2,
     entropy: float = 0.01,
-    value_weight: float = 0.5,
+    value_weight: float = 5.0,
 ) -> MetaLearner:
     """RL²: a recurrent policy keeps its memory over the episodes of a trial; learning a task is running it.
 
