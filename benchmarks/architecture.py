@@ -11,12 +11,12 @@ import numpy as np
 import tyro
 
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table, percent
-from jmeta.search import ORDERS, Search, search
+from jmeta import search
 
 
 def run(data: str, seed: int) -> dict[str, Any]:
     """What `jmeta search` measures of one seed."""
-    return search(Search(data=data, seed=seed, out=Path(f"runs/architecture-{seed}"), resume=True))
+    return search.search(search.Search(data=data, seed=seed, out=Path(f"runs/architecture-{seed}"), resume=True))
 
 
 def main(data: Literal["omniglot", "glyphs"] = "omniglot", seeds: int = 3) -> None:
@@ -31,19 +31,14 @@ def main(data: Literal["omniglot", "glyphs"] = "omniglot", seeds: int = 3) -> No
     lines = []
     for seed, row in rows.items():
         drawn = sorted(one["accuracy"] for name, one in row["networks"].items() if name.startswith("random"))
-        for name in (*ORDERS, "conv4"):
-            one = row["networks"][name]
-            lines.append(
-                [
-                    str(seed),
-                    name,
-                    percent(one),
-                    f"{row['rank'][name]} of {len(drawn) + 1}" if name in ORDERS else "",
-                    f"{one['parameters']:,}",
-                    f"{row['searches'][name]['seconds']:.0f} s" if name in ORDERS else "",
-                    f"{row['searches'][name]['skips']} of {len(row['genotypes'][name][0])}" if name in ORDERS else "",
-                ]
-            )
+        for name in search.ORDERS:
+            one, found = row["networks"][name], row["searches"][name]
+            rank = f"{row['rank'][name]} of {len(drawn) + 1}"
+            skips = f"{found['skips']} of {len(row['genotypes'][name][0])}"
+            seconds = f"{found['seconds']:.0f} s"
+            lines.append([str(seed), name, percent(one), rank, f"{one['parameters']:,}", seconds, skips])
+        conv4 = row["networks"]["conv4"]
+        lines.append([str(seed), "conv4", percent(conv4), "", f"{conv4['parameters']:,}", "", ""])
         middle = f"{100 * row['median_random']:.1f} % ({100 * drawn[0]:.1f} to {100 * drawn[-1]:.1f} %)"
         lines.append([str(seed), f"{len(drawn)} random cells", middle, "", "", "", ""])
     header = ["seed", "cell", "20-way 1-shot", "rank", "parameters", "search", "skips in the normal cell"]

@@ -117,16 +117,16 @@ def main(
         seeds: of the division of the assays, of training and of the test tasks.
         file: where the numbers go; the table goes beside.
     """
-    results = Results(file, {"steps": steps})
+    results, rows = Results(file, {"steps": steps}), {}
     for balanced in (False, True):
         for source in data:
             for seed in seeds:
                 train, test = sources(folder, source, balanced, seed)
                 for name in (*TRAINED, *RIVALS):
                     row = f"{source}, {'balanced' if balanced else 'stratified'}, {name}, seed {seed}"
-                    results.get(row, partial(measure, name, train, test, steps, seed))
+                    rows[row] = results.get(row, partial(measure, name, train, test, steps, seed))
                 jax.clear_caches()
-    text = markdown(steps, seeds, results.rows)
+    text = markdown(steps, seeds, rows)
     file.with_suffix(".md").write_text(text)
     print(text)
 

@@ -218,8 +218,8 @@ def test_the_clipped_surrogate_by_hand():
     np.testing.assert_allclose(given, least[alive].mean(), rtol=1e-4)
 
 
-def test_the_value_error_of_rl2_does_not_depend_on_the_size_of_returns():
-    """The value is v per step of the horizon T; with λ = 0 and rewards c the error is ½ mean(((c + T v) / T − v)²)."""
+def test_the_value_of_rl2_is_per_step_of_the_horizon():
+    """With an output v, λ = 0 and rewards c the error is ½ mean(((c + T v) / T − v)²), and T v = 0 at the end."""
     horizon, reward = 5, 3.0
     always = Environment(
         jnp.asarray(reward),
