@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import tyro
 from flax import linen as nn
+from scipy import stats
 
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
@@ -180,7 +181,7 @@ def noisy(noise: float, classes: int, seed: int) -> tuple[jmeta.Task, jmeta.Exam
 
 
 def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, Any]:
-    """Test accuracy with learned weights, with equal weights, and with equal weights and the clean examples."""
+    """Test accuracy with learned and with equal weights, with the noisy examples alone and with the clean ones too."""
     data, test, wrong = noisy(noise, classes, seed)
     model = jmeta.linen(Small(classes))
     size, batch = len(data.support.targets) + len(data.query.targets), 100
@@ -204,7 +205,7 @@ def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, 
         inner=lambda key, θ, support: model.init(key, support[0].inputs)[0],
         inner_loss=weighted,
         outer_loss=lambda key, φ, θ, query: losses(φ, query).mean(),
-        inner_optimizer=optax.sgd(0.1, momentum=0.9),
+        inner_optimizer=optax.sgd(optax.cosine_decay_schedule(0.1, steps), momentum=0.9),
         persistent=True,
     )
 
@@ -216,13 +217,17 @@ def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, 
         source = jmeta.TaskSource(jax.tree.map(jnp.asarray, data), sample, {})
         return jmeta.fit(jax.random.key(seed), learner, source, steps=steps, tasks=1, optimizer=optax.adam(rate))
 
-    learned = run(0.1, data)
-    weights = np.asarray(jax.nn.sigmoid(learned.params))[: len(wrong)]
-    both = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
+    clean = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
+    both = jmeta.Task(clean, data.query)
+    fits = {
+        "learned weights": run(0.1, data),
+        "equal weights": run(0.0, data),
+        "learned weights, clean examples too": run(0.1, both),
+        "equal weights, clean examples too": run(0.0, both),
+    }
+    weights = np.asarray(jax.nn.sigmoid(fits["learned weights"].params))[: len(wrong)]
     return {
-        "learned weights": correct(learned.state[0]),
-        "equal weights": correct(run(0.0, data).state[0]),
-        "equal weights, clean examples too": correct(run(0.0, jmeta.Task(both, data.query)).state[0]),
+        **{name: correct(fitted.state[0]) for name, fitted in fits.items()},
         "weights_right": weights[~wrong].tolist(),
         "weights_wrong": weights[wrong].tolist(),
     }
@@ -231,17 +236,18 @@ def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, 
 def run_reweighting(seeds: int, steps: int = 600) -> None:
     """The table and the picture of the reweighting."""
     results = Results(RESULTS / "bilevel_reweighting.json", {"steps": steps})
-    lines, row = [], {}
+    lines: list[list[str]] = []
+    row: dict[str, Any] = {}
     for noise in NOISE:
         found = [results.get(f"{noise} {seed}", partial(reweighting, noise, 50, steps, seed)) for seed in range(seeds)]
         row = found[0]
-        names = [name for name in row if not name.startswith("weights_")]
-        for name in names:
-            values = [100 * one[name] for one in found]
-            spread = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            lines.append([f"{noise:.0%}", name, f"{np.mean(values):.1f} ± {spread:.1f} %"])
+        for name in (name for name in row if not name.startswith("weights_")):
+            accuracy = np.asarray([one[name] for one in found])
+            ahead = accuracy - [one[name.replace("learned", "equal")] for one in found]
+            paired = f"{_percent(ahead)}, in {(ahead > 0).sum()} of {seeds}" if "learned" in name else ""
+            lines.append([f"{noise:.0%}", name, _percent(accuracy), paired])
     text = machine_line(f"python -m benchmarks.bilevel reweighting --seeds {seeds}")
-    text += markdown_table(["wrong labels", "training", "test accuracy"], lines)
+    text += markdown_table(["wrong labels", "training", "test accuracy", "ahead of equal weights, paired"], lines)
     print(text)
     (RESULTS / "bilevel_reweighting.md").write_text(text)
     axes = _axes(5.6, 4.0)
@@ -251,6 +257,14 @@ def run_reweighting(seeds: int, steps: int = 600) -> None:
     axes.set(xlabel="learned weight of a training example", ylabel="density")
     axes.legend(frameon=False)
     axes.figure.savefig(RESULTS / "bilevel_reweighting.png", dpi=120)
+
+
+def _percent(values: np.ndarray) -> str:
+    """The mean over seeds in percent, with half of its 95 % interval by Student's t."""
+    half = (
+        stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    )
+    return f"{100 * values.mean():.1f} ± {100 * half:.1f} %"
 
 
 class LearnedLoss(nn.Module):

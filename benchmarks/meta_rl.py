@@ -17,6 +17,7 @@ import tyro
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
 from jmeta.envs import Box, Discrete, bandit, collect, hidden_cartpole, navigation, point_navigation, reveal
+from jmeta.inner import Adjoint
 from jmeta.models import Policy, RecurrentPolicy
 
 Row = Mapping[str, Any]
@@ -61,17 +62,12 @@ def random_policy(actions: Box | Discrete) -> jmeta.Model:
     )
 
 
-def halved(k: int) -> float:
-    """α of update k: halved after the first, as in the code of MAML's authors."""
-    return 0.1 if k == 0 else 0.05
-
-
 def train_navigation(
-    seed: int, updates: int, source: jmeta.TaskSource, steps: int
+    seed: int, updates: int, source: jmeta.TaskSource, steps: int, adjoint: Adjoint
 ) -> tuple[Callable[[int], jmeta.MetaLearner], jmeta.Fit]:
     """A policy trained for some updates at rate 0.1, and its learner by the number of updates."""
-    network = jmeta.linen(Policy(Box(2, -0.1, 0.1), hidden=(64, 64), log_deviation=-0.7))
-    learner = partial(jmeta.maml_rl, network, trace=0.9, clip=float("inf"))
+    network = jmeta.linen(Policy(Box(2, -0.1, 0.1)))
+    learner = partial(jmeta.maml_rl, network, adjoint=adjoint, trace=0.9, clip=float("inf"))
     rate = optax.cosine_decay_schedule(5e-3, steps)
     fitted = jmeta.fit(
         jax.random.key(seed),
@@ -81,7 +77,8 @@ def train_navigation(
         tasks=20,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
     )
-    return lambda k: learner(inner_rate=0.1 if k <= updates else halved, inner_steps=k), fitted
+    # as in the code of MAML's authors
+    return lambda k: learner(inner_rate=0.1, later_rate=None if k <= updates else 0.05, inner_steps=k), fitted
 
 
 def run_navigation(seed: int, steps: int, episodes: int) -> None:
@@ -90,13 +87,13 @@ def run_navigation(seed: int, steps: int, episodes: int) -> None:
     source = point_navigation()
     score = partial(jmeta.evaluate, jax.random.key(1000), episodes=episodes, metric=jmeta.mean_return)
 
-    def maml(updates: int) -> dict[str, Any]:
-        learner, fitted = train_navigation(seed, updates, source, steps)
+    def maml(updates: int, adjoint: Adjoint) -> dict[str, Any]:
+        learner, fitted = train_navigation(seed, updates, source, steps, adjoint)
         after = {k: score(learner(k), fitted.params, fitted.state, source) for k in (0, 1, 2, 3)}
         return {f"return_{k}": total(result) for k, result in after.items()}
 
     def without(tasks: jmeta.TaskSource) -> dict[str, Any]:
-        learner, fitted = train_navigation(seed, 0, tasks, steps)
+        learner, fitted = train_navigation(seed, 0, tasks, steps, jmeta.exact())
         return {"return_0": total(score(learner(0), fitted.params, fitted.state, tasks))}
 
     def at_random() -> dict[str, Any]:
@@ -104,8 +101,9 @@ def run_navigation(seed: int, steps: int, episodes: int) -> None:
         return {"return_0": total(score(learner, jnp.zeros(()), (), source))}
 
     measured(results, "random", at_random)
-    for updates in (1, 2):
-        measured(results, f"maml_rl, trained for {updates}, seed {seed}", partial(maml, updates))
+    for name, adjoint in (("maml_rl", jmeta.exact()), ("first-order maml_rl", jmeta.first_order())):
+        for updates in (1, 2):
+            measured(results, f"{name}, trained for {updates}, seed {seed}", partial(maml, updates, adjoint))
     measured(results, f"no adaptation, seed {seed}", partial(without, source))
     measured(results, f"oracle, seed {seed}", partial(without, reveal(source)))
     columns = (*(f"return_{k}" for k in (0, 1, 2, 3)), "seconds")
@@ -244,7 +242,7 @@ def run_cartpole(seed: int, steps: int, episodes: int) -> None:
     def at_once(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> Row:
         return {"return_0": score(learner, train(learner, tasks), tasks)}
 
-    policy = jmeta.linen(Policy(Box(1), hidden=(64, 64)))
+    policy = jmeta.linen(Policy(Box(1), log_deviation=0.0))
     without = jmeta.maml_rl(policy, inner_steps=0, trajectories=2, trace=0.95)
     low = measured(results, f"no adaptation, seed {seed}", partial(at_once, without, source))["return_0"][0]
     oracle = partial(at_once, rl2(inner_steps=0), reveal(source))

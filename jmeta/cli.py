@@ -456,9 +456,16 @@ def _scaled(images: np.ndarray) -> jax.Array:
 
 
 def _json(result: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_finite(result), indent=indent, allow_nan=False)
+
+
+def _finite(x: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
-    finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in result.items()}
-    return json.dumps(finite, indent=indent, allow_nan=False)
+    if isinstance(x, Mapping):
+        return {name: _finite(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _number(config: Config, value: float) -> str:

@@ -43,7 +43,7 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     axes.set(
         xlabel={"test_inner_steps": "inner steps"}.get(axis, _words(axis)),
         ylabel=_words(metric),
-        title=f"unseen {' '.join(episode)} tasks, mean and 95 % interval",
+        title=" ".join(["unseen", *episode, "tasks, mean and 95 % interval"]),
     )
     _tidy(axes)
     _show_percent(axes, metric)

@@ -380,6 +380,11 @@ def test_evaluate_other_episodes(runs, capsys):
     assert {"ways": 4, "shots": 2, "queries": 3, "split": "validation"}.items() <= result.items()
 
 
+def test_what_is_not_finite_is_null_in_json_however_deep():
+    text = cli._json({"value": float("nan"), "rows": [{"value": float("inf"), "steps": 1}]})
+    assert json.loads(text) == {"value": None, "rows": [{"value": None, "steps": 1}]}
+
+
 def test_evaluate_without_adapting_is_chance(runs, capsys):
     before, after = (
         json.loads(prints(capsys, "evaluate", runs / "maml", "--episodes", "20", "--json", "--inner-steps", steps))

@@ -41,7 +41,7 @@ def test_unseen_waves(dtype):
 
 
 def test_unseen_goals():
-    learner = jmeta.maml_rl(jmeta.linen(Policy(Box(2, -0.1, 0.1), hidden=(64, 64))), trace=0.9)
+    learner = jmeta.maml_rl(jmeta.linen(Policy(Box(2, -0.1, 0.1))), trace=0.9)
     source = point_navigation()
     fitted = jmeta.fit(jax.random.key(0), learner, source, steps=200, tasks=20, optimizer=optax.adam(3e-3))
     after = jmeta.evaluate(

@@ -11,7 +11,7 @@ import jmeta
 from jmeta.core import Task
 from jmeta.envs import Discrete, Environment, Trajectory, collect, mdp, navigation
 from jmeta.envs.rollout import Previous
-from jmeta.models import RecurrentPolicy
+from jmeta.models import Policy, RecurrentPolicy
 from jmeta.policy_gradient import (
     ESTIMATORS,
     Credit,
@@ -237,3 +237,27 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon():
         _, (_, info) = learner.objective(KEY, params, state, batch)
         targets = reward + horizon * v * np.array([1, 1, 1, 1, 0])
         np.testing.assert_allclose(info["value_error"], 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)
+
+
+def test_a_later_rate_scales_the_second_update_alone():
+    """Of the same key and α, φ₂ = φ₁ + r g for a later rate r, with φ₁ and g the same: a line through φ₁."""
+    room = jmeta.envs.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
+    model = jmeta.linen(Policy(room.actions, hidden=(4,)))
+    params, state = jmeta.maml_rl(model).init(KEY, Task(room, ()))
+
+    def adapted(rate):
+        learner = jmeta.maml_rl(model, later_rate=rate, inner_steps=2, trajectories=4)
+        return learner.adapt(KEY, params, state, room).params
+
+    once, same, twice, thrice = (adapted(rate) for rate in (1e-9, None, 0.2, 0.3))
+    step = jax.tree.map(jnp.subtract, same, once)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(step)) > 1e-3
+    for later, times in ((twice, 2.0), (thrice, 3.0)):
+        jax.tree.map(
+            lambda a, b, d, times=times: np.testing.assert_allclose(a - b, times * d, rtol=1e-3, atol=1e-6),
+            later,
+            once,
+            step,
+        )
+    with pytest.raises(jmeta.ConfigError, match="positive rates"):
+        jmeta.maml_rl(model, later_rate=0.0, inner_steps=2)

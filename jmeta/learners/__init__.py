@@ -28,7 +28,7 @@ from jmeta.learners.rl2 import rl2
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
-from jmeta.optimizers import repeated, trust_region
+from jmeta.optimizers import repeated
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -46,15 +46,15 @@ def sgd(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
 
 
-def trpo(rate: float, steps: int) -> optax.GradientTransformation:
-    """The update of TRPO, whose KL divergence is β at most."""
-    return trust_region(rate)
+def policy_gradient(rate: float, steps: int) -> optax.GradientTransformation:
+    """`adam` of a gradient of at most norm 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), adam(rate, steps))
 
 
 def ppo(rate: float, steps: int) -> optax.GradientTransformation:
     """Eight epochs of clipped Adam on each batch of trajectories, at rate β annealed to 0 by a cosine."""
     epochs = 8
-    return repeated(optax.chain(optax.clip_by_global_norm(1.0), adam(rate, epochs * steps)), epochs)
+    return repeated(policy_gradient(rate, epochs * steps), epochs)
 
 
 class Entry(NamedTuple):
@@ -238,8 +238,16 @@ LEARNERS: Mapping[str, Entry] = {
         maml_rl,
         "an initialisation from which policy-gradient steps learn a task from reward",
         "Finn et al. 2017",
-        defaults={"model": "policy", "inner_rate": 0.1, "tasks": 20, "steps": 200, "queries": 20, "outer_rate": 0.01},
-        optimizer=trpo,
+        defaults={
+            "model": "policy",
+            "inner_rate": 0.1,
+            "tasks": 20,
+            "steps": 600,
+            "queries": 20,
+            "outer_rate": 5e-3,
+            "options": {"trace": 0.9, "later_rate": 0.05},
+        },
+        optimizer=policy_gradient,
         acts=True,
     ),
     "rl2": Entry(

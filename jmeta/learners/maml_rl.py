@@ -28,7 +28,8 @@ class Experience(NamedTuple):
 def maml_rl(
     model: Model,
     *,
-    inner_rate: float | Callable[[int], float] = 0.1,
+    inner_rate: float = 0.1,
+    later_rate: float | None = None,
     inner_steps: int = 1,
     estimator: Estimator = promp,
     adjoint: Adjoint = exact(),
@@ -49,8 +50,9 @@ def maml_rl(
     Args:
         model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
             `jmeta.linen(jmeta.models.Policy(actions))` gives.
-        inner_rate: α, on the surrogate per step of the horizon; or a function from the number of the update, 0, 1, ...,
-            to α, as `lambda k: 0.1 if k == 0 else 0.05`.
+        inner_rate: α, on the surrogate per step of the horizon.
+        later_rate: α of the updates after the first; default α. Normalised advantages make them as long as the first,
+            although the goal is nearer.
         inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
         estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
             `jmeta.policy_gradient`.
@@ -70,7 +72,7 @@ def maml_rl(
         `return_k` after k updates, `kl` and `entropy`.
 
     Raises:
-        ConfigError: a negative K, or an α that is not positive.
+        ConfigError: a negative K, or a rate that is not positive.
         ModelError: `model` is no `Model`; from `init` and `fit`, its outputs do not fit the action space.
 
     Example:
@@ -85,10 +87,10 @@ def maml_rl(
 
     Differences from the paper: the default estimator is ProMP's, whose second derivative is nearer to the true one than
     the paper's (`vpg`); `trace` and the outer optimiser are arguments. From the authors' code: α is the same at every
-    update unless it is given as a function, where it halves α after the first at test.
+    update unless `later_rate` is given, where it halves α after the first at test.
     """
     check_model(model)
-    rates = [inner_rate(k) if callable(inner_rate) else inner_rate for k in range(max(inner_steps, 0))]
+    rates = [inner_rate if k == 0 or later_rate is None else later_rate for k in range(inner_steps)]
     if inner_steps < 0 or not all(rate > 0 for rate in rates):
         raise ConfigError(
             f"inner_steps is {inner_steps} and the rates are {rates}; give 0 or more steps at positive rates."

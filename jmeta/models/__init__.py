@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 MODELS: Mapping[str, Entry] = {
     "conv4": Entry(partial(Conv4, pooling="stride"), "four convolutions of stride 2, spatial mean", "Finn et al. 2017"),
     "conv4-max": Entry(partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling", "Vinyals et al. 2016"),
-    "policy": Entry(Policy, "perceptron 100-100 that acts without memory", "Finn et al. 2017"),
+    "policy": Entry(Policy, "perceptron 64-64 that acts without memory", "Finn et al. 2017"),
     "recurrent-policy": Entry(
         RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"
     ),

@@ -28,13 +28,16 @@ class Policy(nn.Module):
         >>> Policy(Box(2)).init_with_output(jax.random.key(0), jnp.ones((10, 3)))[0].shape
         (10, 4)
 
-    Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.3: two hidden layers of 100, ReLU.
+    Reference: Finn et al. 2017, "Model-Agnostic Meta-Learning", section 5.3.
+
+    Differences from the paper: two hidden layers of 64 instead of 100, and a start at half the deviation, with which
+    MAML gets nearer to unseen goals.
     """
 
     actions: Space
-    hidden: tuple[int, ...] = (100, 100)
+    hidden: tuple[int, ...] = (64, 64)
     activation: Callable[[Array], Array] = nn.relu
-    log_deviation: float = 0.0
+    log_deviation: float = -0.7
 
     @nn.compact
     def __call__(self, observations: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
