@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -16,6 +17,7 @@ from jmeta import search
 
 def run(data: str, seed: int) -> dict[str, Any]:
     """What `jmeta search` measures of one seed."""
+    jax.clear_caches()  # the programs of two searches in one process once filled its memory map
     return search.search(search.Search(data=data, seed=seed, out=Path(f"runs/architecture-{seed}"), resume=True))
 
 

@@ -245,7 +245,7 @@ LEARNERS: Mapping[str, Entry] = {
             "steps": 600,
             "queries": 20,
             "outer_rate": 5e-3,
-            "options": {"trace": 0.9, "later_rate": 0.05},
+            "options": {"trace": 0.9, "later_rate": 0.01},
         },
         optimizer=policy_gradient,
         acts=True,

@@ -51,8 +51,8 @@ def maml_rl(
         model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
             `jmeta.linen(jmeta.models.Policy(actions))` gives.
         inner_rate: α, on the surrogate per step of the horizon.
-        later_rate: α of the updates after the first; default α. Normalised advantages make them as long as the first,
-            although the goal is nearer.
+        later_rate: α of the updates after the first; default α. Normalised advantages make their gradients as long as
+            the first, although the goal is nearer: a tenth of α suits a policy that was trained for one update.
         inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
         estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
             `jmeta.policy_gradient`.
@@ -60,7 +60,8 @@ def maml_rl(
         trajectories: episodes of each update.
         discount: γ.
         trace: λ of the generalized advantage; 1 is the sum of rewards less the linear baseline.
-        normalize: whether advantages have mean 0 and standard deviation 1 over the episodes of an update.
+        normalize: whether the advantages of an update have mean 0 and standard deviation 1 over its episodes; those of
+            the objective stay as they are.
         clip: ε of PPO in the outer objective; infinity leaves that of TRPO.
         entropy: weight of the entropy of the adapted policy, a mean over steps.
         inner_optimizer: any optax optimiser of a rate; it starts anew for each update.
@@ -102,7 +103,9 @@ def maml_rl(
 
         return act
 
-    def experience(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Experience:
+    def experience(
+        key: Key[Array, ""], params: Params, state: State, environment: Environment, normalize: bool
+    ) -> Experience:
         rollout_key, model_key = jax.random.split(key)
         # the estimators know how trajectories depend on θ; the environment is not differentiated
         params = lax.stop_gradient(params)
@@ -128,7 +131,7 @@ def maml_rl(
         supports = []
         for update, step_key in zip(updates, jax.random.split(key, inner_steps), strict=True):
             collect_key, update_key = jax.random.split(step_key)
-            supports.append(experience(collect_key, params, state, environment))
+            supports.append(experience(collect_key, params, state, environment, normalize))
             params = update(update_key, params, state, supports[-1]).params
         return params, supports
 
@@ -158,7 +161,8 @@ def maml_rl(
     def one_collect(key: Key[Array, ""], params: Params, state: State, task: Task) -> Task:
         practise_key, query_key = jax.random.split(key)
         φ, supports = practise(practise_key, params, state, task.support)
-        return Task(supports, experience(query_key, φ, state, task.support))
+        # as they are, so that a task counts by the return that is left to gain
+        return Task(supports, experience(query_key, φ, state, task.support, False))
 
     def collect_all(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
         keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
