@@ -217,8 +217,8 @@ def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, 
         source = jmeta.TaskSource(jax.tree.map(jnp.asarray, data), sample, {})
         return jmeta.fit(jax.random.key(seed), learner, source, steps=steps, tasks=1, optimizer=optax.adam(rate))
 
-    clean = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
-    both = jmeta.Task(clean, data.query)
+    joined = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
+    both = jmeta.Task(joined, data.query)
     fits = {
         "learned weights": run(0.1, data),
         "equal weights": run(0.0, data),

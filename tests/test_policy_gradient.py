@@ -239,6 +239,17 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon():
         np.testing.assert_allclose(info["value_error"], 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)
 
 
+def test_only_the_advantages_of_updates_are_normalized():
+    room = jmeta.envs.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
+    learner = jmeta.maml_rl(jmeta.linen(Policy(room.actions, hidden=(4,))), trajectories=4, discount=0.9, trace=0.8)
+    params, state = learner.init(KEY, Task(room, ()))
+    batch = learner.collect(KEY, params, state, jax.tree.map(lambda x: x[None], Task(room, ())))
+    for experience, normalize in ((batch.support[0], True), (batch.query, False)):
+        given = jax.tree.map(lambda x: x[0], experience)
+        expected = credit(given.trajectories, 0.9, 0.8, normalize)
+        np.testing.assert_allclose(given.credit.advantages, expected.advantages, rtol=1e-5, atol=1e-6)
+
+
 def test_a_later_rate_scales_the_second_update_alone():
     """Of the same key and α, φ₂ = φ₁ + r g for a later rate r, with φ₁ and g the same: a line through φ₁."""
     room = jmeta.envs.point_navigation(horizon=5, queries=1).sample(KEY, ()).support

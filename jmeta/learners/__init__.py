@@ -1,6 +1,7 @@
 """The learners, one file each. The registry drives the command line and the conformance tests."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import optax
@@ -36,9 +37,9 @@ def adam(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(rate, steps))
 
 
-def clipped_adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """`adam` of a gradient of at most norm 10, as learned rates make some tasks' gradients explode."""
-    return optax.chain(optax.clip_by_global_norm(10.0), adam(rate, steps))
+def clipped_adam(rate: float, steps: int, norm: float = 10.0) -> optax.GradientTransformation:
+    """`adam` of a gradient of at most a norm, as learned rates and rewards make some tasks' gradients explode."""
+    return optax.chain(optax.clip_by_global_norm(norm), adam(rate, steps))
 
 
 def sgd(rate: float, steps: int) -> optax.GradientTransformation:
@@ -46,15 +47,10 @@ def sgd(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(rate, 0.0, steps))
 
 
-def policy_gradient(rate: float, steps: int) -> optax.GradientTransformation:
-    """`adam` of a gradient of at most norm 1."""
-    return optax.chain(optax.clip_by_global_norm(1.0), adam(rate, steps))
-
-
 def ppo(rate: float, steps: int) -> optax.GradientTransformation:
     """Eight epochs of clipped Adam on each batch of trajectories, at rate β annealed to 0 by a cosine."""
     epochs = 8
-    return repeated(policy_gradient(rate, epochs * steps), epochs)
+    return repeated(clipped_adam(rate, epochs * steps, norm=1.0), epochs)
 
 
 class Entry(NamedTuple):
@@ -247,7 +243,7 @@ LEARNERS: Mapping[str, Entry] = {
             "outer_rate": 5e-3,
             "options": {"trace": 0.9, "later_rate": 0.01},
         },
-        optimizer=policy_gradient,
+        optimizer=partial(clipped_adam, norm=1.0),
         acts=True,
     ),
     "rl2": Entry(
