@@ -1,4 +1,4 @@
-"""Strict promotion and checked shapes, switched on before jmeta is imported."""
+"""Strict promotion, checked shapes and quick compilation, switched on before jmeta is imported."""
 
 import os
 
@@ -6,6 +6,8 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# most of the run is compilation, and LLVM's expensive passes are a third of it; what is computed stays the same
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

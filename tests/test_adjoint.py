@@ -215,8 +215,9 @@ def assert_every_exact_adjoint_agrees(model, tasks, adaptable=lambda path: True)
         return ravel_pytree(tree)[0]
 
     expected = gradient(jmeta.exact())
+    rounding = 1e-12 * np.abs(expected).max()  # of the large terms that cancel in a small element
     for name, adjoint in EXACT.items():
-        np.testing.assert_allclose(gradient(adjoint), expected, rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(gradient(adjoint), expected, rtol=1e-9, atol=rounding, err_msg=name)
 
 
 class Transformer(nn.Module):

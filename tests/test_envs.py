@@ -212,8 +212,10 @@ def test_the_cartpole_by_numpy():
         a, turn = np.linalg.solve(matrix, right)
         x, v, angle, ω = x + 0.02 * v, v + 0.02 * a, angle + 0.02 * ω, ω + 0.02 * turn
         alive = abs(x) <= 2.4 and abs(angle) <= np.deg2rad(12)
+        reward = (1 - abs(x) / 2.4) * (1 - abs(angle) / np.deg2rad(12)) if alive else 0.0
+        np.testing.assert_allclose(trajectory.rewards[t], reward, atol=1e-3)
     assert not alive  # a constant push lets it fall
-    assert float(trajectory.rewards.sum()) == int(trajectory.alive.sum())
+    assert float(trajectory.rewards.max()) > 0.5
 
 
 def test_tasks_of_the_cartpole_differ_in_all_that_is_hidden():
