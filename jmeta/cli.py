@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Key
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,9 +23,10 @@ from rich.table import Column, Table
 import jmeta
 from jmeta import experiment, plots
 from jmeta.checkpoint import latest_step, restore, save, write_whole
-from jmeta.core import Examples
+from jmeta.core import Examples, Task
 from jmeta.data import DATA
 from jmeta.data.folders import read_images
+from jmeta.envs import Trajectory
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
 from jmeta.experiment import Config, check_seed
 from jmeta.learners import LEARNERS
@@ -250,6 +252,8 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
     write_whole(out / "result.json", _json(result, indent=2) + "\n")
     axis, results = _adaptation(config, train_state, result)
     plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
+    if LEARNERS[config.learner].acts:
+        _trajectories(out, config, train_state, "test")
     table = _result_table(config, result)
     source = experiment.make_source(config, "test")
     inputs = jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs
@@ -301,6 +305,27 @@ def _evaluate(
     return {"split": split, **result, **experiment.protocol(config), "test_inner_steps": steps, "seed": seed}
 
 
+def _trajectories(out: Path, config: Config, train_state: TrainState, split: str) -> None:
+    """Draws the episodes of four tasks before and after adaptation."""
+    source = experiment.make_source(config, split)
+    sample_key, key = jax.random.split(jax.random.key(2))
+    tasks = jax.vmap(source.sample, (0, None))(jax.random.split(sample_key, 4), source.data)
+
+    def episodes(inner_steps: int) -> Trajectory:
+        learner = experiment.make_learner(config, source, inner_steps=inner_steps)
+
+        def one_task(key: Key[Array, ""], task: Task) -> Trajectory:
+            adapt_key, predict_key = jax.random.split(key)
+            adapted = learner.adapt(adapt_key, train_state.params, train_state.state, task.support)
+            outputs: Trajectory = learner.predict(predict_key, adapted, task.query.inputs)
+            return outputs
+
+        return jax.jit(jax.vmap(one_task))(jax.random.split(key, 4), tasks)
+
+    after = episodes(max(1, config.test_inner_steps or 0))
+    plots.trajectories(out / "trajectories.png", tasks.support, episodes(0), after)
+
+
 def evaluate_run(flags: Evaluate) -> None:
     """`jmeta evaluate`."""
     config = _read_config(flags.run)
@@ -319,6 +344,7 @@ def evaluate_run(flags: Evaluate) -> None:
             for steps in _UPDATES
         ]
         plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
+        _trajectories(flags.run, config, _restore(flags.run, config), flags.split)
         result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
     if flags.json:
         print(_json(result))

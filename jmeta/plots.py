@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
+from jmeta.envs.environment import Environment
+from jmeta.envs.rollout import Trajectory, returns
 from jmeta.models.cells import Genotype
 
 
@@ -47,6 +51,39 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     )
     _tidy(axes)
     _show_percent(axes, metric)
+    figure.savefig(file, dpi=120)
+
+
+def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Trajectory) -> None:
+    """Draws the episodes of some tasks before and after adaptation, one column for each task.
+
+    Where observations are places in the plane it draws five paths, from a dot, and the parameters of a task that are a
+    place as well by a star: the goal. Elsewhere it draws the reward of each step, a mean over episodes.
+
+    Args:
+        file: where the PNG goes.
+        tasks: the environments, `[tasks]`.
+        before: `[tasks, episodes, T]`.
+        after: the same, of the adapted policy.
+    """
+    count, plane = len(before.rewards), before.observations.shape[3:] == (2,)
+    figure = _figure(0.6 + 2.4 * count, 5.2)
+    grid = figure.subplots(2, count, sharex=True, sharey=True, squeeze=False)
+    for row, name, episodes in zip(grid, ("before", "after adaptation"), (before, after), strict=True):
+        for i, axes in enumerate(row):
+            axes.set_title(f"{name}, return {float(returns(episodes)[i].mean()):.1f}", fontsize=9)
+            if not plane:
+                axes.plot(episodes.rewards[i].mean(axis=0), linewidth=1.0)
+                continue
+            for places, alive in zip(episodes.observations[i, :5], episodes.alive[i, :5], strict=True):
+                axes.plot(*places[alive].T, linewidth=0.8)
+            axes.plot(*episodes.observations[i, 0, 0], "ko", markersize=4, zorder=3)
+            if jnp.shape(tasks.params) == (count, 2):
+                axes.plot(*tasks.params[i], "r*", markersize=12, zorder=3)
+            axes.set_aspect("equal")
+    if not plane:
+        figure.supxlabel("step", fontsize=10)
+        figure.supylabel("reward", fontsize=10)
     figure.savefig(file, dpi=120)
 
 

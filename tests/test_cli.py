@@ -358,6 +358,17 @@ def test_a_loss_that_becomes_non_finite(capsys, place):
 # evaluate
 
 
+def test_a_policy_is_measured_and_drawn_by_updates(place, no_report, capsys):
+    flags = ("--learner", "rl2", "--data", "bandit", "--inner-steps", "0", "--steps", "1", "--tasks", "2")
+    cli.main(["train", *flags, "--out", "run"])
+    result = json.loads(prints(capsys, "evaluate", "run", "--episodes", "20", "--json"))
+    assert [row["test_inner_steps"] for row in result["by_inner_steps"]] == [0, 1, 2, 3]
+    assert all(0 < row["mean_return"] < 10 and row["ci95"] > 0 for row in result["by_inner_steps"])
+    for name in ("adaptation_curve.png", "trajectories.png"):
+        with Image.open(place / "run" / name) as image:
+            assert min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
+
+
 def test_evaluate_prints_one_object(runs, capsys):
     before = files(runs)
     result = json.loads(prints(capsys, "evaluate", runs / "maml", "--episodes", "5", "--seed", "7", "--json"))

@@ -82,8 +82,8 @@ def environment_tasks(
 
     Returns:
         A source of tasks. `support` is an `Environment`, which `adapt` may act in; `query.inputs` is the same
-        environment with a leading axis of `queries` on its parameters, and a learner's answer to each is the return of
-        one episode. `query.targets` is empty: nobody knows the best return.
+        environment with a leading axis of `queries` on its parameters, and a learner's answer to each is an episode, a
+        `Trajectory`. `query.targets` is empty: nobody knows the best return.
 
     Raises:
         ConfigError: fewer than one query.

@@ -132,19 +132,22 @@ def returns(trajectory: Trajectory) -> Float[Array, "*batch"]:
     return trajectory.rewards.sum(axis=-1)
 
 
-def mean_return(outputs: Float[Array, "episodes"], targets: PyTree) -> Float[Array, ""]:
+def mean_return(outputs: Trajectory, targets: PyTree) -> Float[Array, ""]:
     """The mean over the query episodes of their returns: the metric of reinforcement learning for `jmeta.evaluate`.
 
     Args:
-        outputs: `[queries]`, the return of each episode, as `predict` of a reinforcement learner gives it.
+        outputs: `[queries, T]`, an episode for each query, as `predict` of a reinforcement learner gives them.
         targets: not used.
 
     Returns:
         The mean return.
 
     Example:
-        >>> import jax.numpy as jnp, jmeta
-        >>> float(jmeta.mean_return(jnp.asarray([1.0, 3.0]), ()))
-        2.0
+        >>> import jax, jmeta
+        >>> from jmeta.envs import collect, navigation
+        >>> still = lambda carry, observation, previous: (carry, jax.numpy.asarray([0.0, 0.0, -99.0, -99.0]))
+        >>> room = navigation.environment(goal=jax.numpy.asarray([0.5, 0.0]), horizon=10)
+        >>> float(jmeta.mean_return(collect(jax.random.key(0), room, still, 2), ()))
+        -5.0
     """
-    return outputs.mean()
+    return returns(outputs).mean()

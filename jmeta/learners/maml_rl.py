@@ -67,7 +67,7 @@ def maml_rl(
         inner_optimizer: any optax optimiser of a rate; it starts anew for each update.
 
     Returns:
-        The learner. `Adapted.params` is φ_K. `predict` answers each query by the return of one episode. `collect` turns
+        The learner. `Adapted.params` is φ_K. `predict` answers a query by an episode, a `Trajectory`. `collect` turns
         a batch of environments into trajectories of θ, φ₁, ..., φ_K, so that the objective is a function of θ on fixed
         trajectories, as TRPO (`jmeta.trust_region`) and the epochs of PPO (`jmeta.repeated`) need. `info` has
         `return_k` after k updates, `kl` and `entropy`.
@@ -152,11 +152,11 @@ def maml_rl(
         info = {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(supports)}
         return Adapted(φ, state, info)
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Float[Array, "queries"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Trajectory:
         model_key, key = jax.random.split(key)
         act = policy(model_key, adapted.params, adapted.state)
         keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
-        return returns(jax.vmap(lambda key, environment: rollout(key, environment, act, ())[1])(keys, inputs))
+        return jax.vmap(lambda key, environment: rollout(key, environment, act, ())[1])(keys, inputs)
 
     def one_collect(key: Key[Array, ""], params: Params, state: State, task: Task) -> Task:
         practise_key, query_key = jax.random.split(key)

@@ -37,7 +37,8 @@ def rl2(
 
     A trial is `inner_steps + 1` episodes in one environment. The policy sees its last action, its reward and whether an
     episode began, and θ is trained by PPO on the rewards of whole trials, with gradients through the memory. `adapt`
-    runs the first `inner_steps` episodes, and `predict` answers each query by one more episode from there.
+    runs the first `inner_steps` episodes, and `predict` answers each query by one more episode from there, a
+    `Trajectory`.
 
     Args:
         model: `(memory, features) -> (memory, outputs)`, as `jmeta.linen(jmeta.models.RecurrentPolicy(actions))` gives;
@@ -135,14 +136,12 @@ def rl2(
         (memory, previous), episodes = run(key, params, state, support, inner_steps)
         return Adapted((params, memory, previous), state, {"support_returns": returns(episodes)})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Float[Array, "queries"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Trajectory:
         params, memory, previous = adapted.params
         model_key, key = jax.random.split(key)
         act = policy(model_key, params, adapted.state)
         keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
-        return returns(
-            jax.vmap(lambda key, environment: rollout(key, environment, act, memory, previous)[1])(keys, inputs)
-        )
+        return jax.vmap(lambda key, environment: rollout(key, environment, act, memory, previous)[1])(keys, inputs)
 
     def one_trial(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Trial:
         _, episodes = run(key, params, state, environment, inner_steps + 1)
