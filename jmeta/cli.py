@@ -333,18 +333,19 @@ def evaluate_run(flags: Evaluate) -> None:
     if flags.split not in ("train", "validation", "test"):
         raise ConfigError(f"there is no split {flags.split!r}; choose test, validation or train.")
     episode = {name: value for name in ("ways", "shots", "queries") if (value := getattr(flags, name)) is not None}
-    result = _evaluate(
-        config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode
-    )
+    train_state = _restore(flags.run, config)
+    result = _evaluate(config, train_state, flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode)
     results: list[dict[str, Any]] = []
     if LEARNERS[config.learner].acts and flags.inner_steps is None:
         metric = DATA[config.data].metric.__name__
         results = [
-            _evaluate(config, _restore(flags.run, config), flags.split, flags.episodes, flags.seed, steps, **episode)
+            result
+            if steps == result["test_inner_steps"]
+            else _evaluate(config, train_state, flags.split, flags.episodes, flags.seed, steps, **episode)
             for steps in _UPDATES
         ]
         plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
-        _trajectories(flags.run, config, _restore(flags.run, config), flags.split)
+        _trajectories(flags.run, config, train_state, flags.split)
         result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
     if flags.json:
         print(_json(result))

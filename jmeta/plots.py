@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from jmeta.envs.environment import Environment
 from jmeta.envs.rollout import Trajectory, returns
 from jmeta.models.cells import Genotype
@@ -78,7 +76,7 @@ def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Traj
             for places, alive in zip(episodes.observations[i, :5], episodes.alive[i, :5], strict=True):
                 axes.plot(*places[alive].T, linewidth=0.8)
             axes.plot(*episodes.observations[i, 0, 0], "ko", markersize=4, zorder=3)
-            if jnp.shape(tasks.params) == (count, 2):
+            if getattr(tasks.params, "shape", ()) == (count, 2):
                 axes.plot(*tasks.params[i], "r*", markersize=12, zorder=3)
             axes.set_aspect("equal")
     if not plane:
