@@ -217,7 +217,7 @@ def reweighting(noise: float, classes: int, steps: int, seed: int) -> dict[str, 
         source = jmeta.TaskSource(jax.tree.map(jnp.asarray, data), sample, {})
         return jmeta.fit(jax.random.key(seed), learner, source, steps=steps, tasks=1, optimizer=optax.adam(rate))
 
-    joined = jmeta.Examples(*(np.concatenate(pair) for pair in zip(data.support[:2], data.query[:2], strict=True)))
+    joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), data.support, data.query)
     both = jmeta.Task(joined, data.query)
     fits = {
         "learned weights": run(0.1, data),

@@ -81,8 +81,8 @@ def ablation() -> list[Case]:
         case("MAML++"),
         case("without learned rates", lambda steps: {"learned_rates": False}),
         case("without multi-step loss", lambda steps: {"multi_step_loss": 0}),
-        case("without batch norm per step", lambda steps: {"per_step_batch_norm": False}),
-        case("with running statistics", settings={"batch_norm": "running"}),
+        case("without batch norm per step", lambda steps: {"per_step_norm": False}),
+        case("with running statistics", settings={"norm": "running"}),
         case("with derivative-order annealing", lambda steps: {"first_order_until": steps // 2}),
         case("without cosine annealing", optimizer=lambda rate, steps: optax.adam(rate)),
     ]

@@ -19,14 +19,14 @@ from benchmarks.results import RESULTS, Results, machine_line, markdown_table, p
 from jmeta.core import Examples
 from jmeta.data.glyphs import glyph_attributes, load_glyphs, warp
 from jmeta.metrics import harmonic_mean
-from jmeta.models.networks import BatchNormPolicy
+from jmeta.models.networks import Norm
 
-POLICIES: dict[BatchNormPolicy, str] = {"transductive": "sees all queries", "per_task": "one query at a time"}
+NORMS: dict[Norm, str] = {"group": "one query at a time", "transductive": "sees all queries"}
 
 
-def learner_of(batch_norm: BatchNormPolicy) -> jmeta.MetaLearner:
+def learner_of(norm: Norm) -> jmeta.MetaLearner:
     """Zero-shot learning with the network of prototypical networks."""
-    return jmeta.zero_shot(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max", batch_norm=batch_norm)))
+    return jmeta.zero_shot(jmeta.linen(jmeta.Conv4(outputs=None, pooling="max", norm=norm)))
 
 
 def train(learner: jmeta.MetaLearner, source: jmeta.TaskSource, steps: int, seed: int) -> tuple[jmeta.Fit, float]:
@@ -37,9 +37,9 @@ def train(learner: jmeta.MetaLearner, source: jmeta.TaskSource, steps: int, seed
     return fitted, time.monotonic() - begin
 
 
-def zero_shot(descriptions: str, batch_norm: BatchNormPolicy, steps: int, seed: int) -> dict[str, Any]:
+def zero_shot(descriptions: str, norm: Norm, steps: int, seed: int) -> dict[str, Any]:
     """Accuracy on unseen characters, 5-way and 20-way."""
-    learner = learner_of(batch_norm)
+    learner = learner_of(norm)
     source = jmeta.glyphs(ways=20, shots=0, queries=5, descriptions=descriptions)
     fitted, seconds = train(learner, source, steps, seed)
 
@@ -50,11 +50,11 @@ def zero_shot(descriptions: str, batch_norm: BatchNormPolicy, steps: int, seed: 
     return {"seconds": seconds, "5": result(5), "20": result(20)}
 
 
-def generalised(batch_norm: BatchNormPolicy, steps: int, seed: int, faces: int = 3) -> dict[str, Any]:
+def generalised(norm: Norm, steps: int, seed: int, faces: int = 3) -> dict[str, Any]:
     """All classes together: faces never trained on of seen characters, and all faces of unseen ones.
 
     Args:
-        batch_norm: policy.
+        norm: policy.
         steps: meta-steps.
         seed: of training and test.
         faces: how many faces of each seen character are kept for testing.
@@ -63,7 +63,7 @@ def generalised(batch_norm: BatchNormPolicy, steps: int, seed: int, faces: int =
     first = np.searchsorted(data.labels, np.arange(len(data.names)))
     kept = np.arange(len(data.labels)) - first[data.labels] < faces  # the first faces are those of DejaVu Sans
     seen, split = data.splits[data.labels] == 0, data.splits[data.labels]
-    learner = learner_of(batch_norm)
+    learner = learner_of(norm)
     source = jmeta.from_arrays(
         data.images[seen & ~kept],
         data.labels[seen & ~kept],
@@ -116,15 +116,15 @@ def generalised(batch_norm: BatchNormPolicy, steps: int, seed: int, faces: int =
 def markdown(rows: dict[str, Any]) -> str:
     """The two tables."""
     lines = [
-        [kind, POLICIES[policy], percent(row["5"]), percent(row["20"]), f"{row['seconds']:.0f} s"]
+        [kind, NORMS[policy], percent(row["5"]), percent(row["20"]), f"{row['seconds']:.0f} s"]
         for kind in ("attributes", "text")
-        for policy in POLICIES
+        for policy in NORMS
         if (row := rows.get(f"{kind}, {policy}"))
     ]
     text = markdown_table(["description", "batch norm at test", "5-way", "20-way", "training"], lines)
     general = [
-        [POLICIES[policy], name, *(f"{100 * row[name][share]:.1f} %" for share in ("seen", "unseen", "harmonic_mean"))]
-        for policy in POLICIES
+        [NORMS[policy], name, *(f"{100 * row[name][share]:.1f} %" for share in ("seen", "unseen", "harmonic_mean"))]
+        for policy in NORMS
         if (row := rows.get(f"generalised, {policy}"))
         for name in ("plain", "calibrated")
     ]
@@ -166,7 +166,7 @@ def main(steps: int = 500, seed: int = 0, out: Path = RESULTS / "zero_shot.json"
         out: where the numbers go; tables and picture go beside them.
     """
     results = Results(out, {"steps": steps, "seed": seed})
-    for policy in POLICIES:
+    for policy in NORMS:
         for kind in ("attributes", "text"):
             results.get(f"{kind}, {policy}", partial(zero_shot, kind, policy, steps, seed))
         results.get(f"generalised, {policy}", partial(generalised, policy, steps, seed))

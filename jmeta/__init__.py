@@ -6,7 +6,7 @@ from jmeta.bilevel import bilevel
 from jmeta.checkpoint import restore, save
 from jmeta.citations import citation
 from jmeta.compilation import compiler_options
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, embedded, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
 from jmeta.data.embeddings import from_embeddings
@@ -62,7 +62,7 @@ from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
-from jmeta.models.networks import MLP, BatchNorm, Conv4
+from jmeta.models.networks import MLP, BatchNorm, Conv4, GroupNorm
 from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Solve, descend
+from jmeta.inner import Adjoint, InnerProblem, Solve, descend, with_statistics
 from jmeta.tree import combine, partition
 
 
@@ -164,7 +164,11 @@ def _scan_in_segments(step: Callable[..., Any], carry: PyTree, keys: Key[Array, 
     return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
 
 
-def _unrolled(
+def _unrolled(problem: InnerProblem, **how: Any) -> Solve:
+    return with_statistics(problem, _descent(problem, **how))
+
+
+def _descent(
     problem: InnerProblem,
     *,
     last: int | None = None,
@@ -329,7 +333,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
         λ = problem.proximal
         if problem.trajectory:
             raise ConfigError("the implicit adjoint knows the minimum alone; take exact() for a trajectory.")
-        descent = _unrolled(problem, last=0)
+        descent = _descent(problem, last=0)
 
         def gradients(φ: PyTree, context: PyTree) -> tuple[PyTree, PyTree]:
             """∇ of L in φ and in what else it depends on."""
@@ -386,6 +390,6 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             θ = θ if λ else jax.lax.stop_gradient(θ)  # where an outer loop is told that its gradient is zero
             return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
-        return solve
+        return with_statistics(problem, solve)
 
     return adjoint

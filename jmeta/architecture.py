@@ -73,7 +73,7 @@ def darts(
         params, state = learner.init(key, jax.tree.map(lambda x: x[0], task.support))
         if jax.tree.leaves(state):
             raise ModelError(
-                'the learner has a state, which a search does not carry; give the model batch_norm="transductive".'
+                'the learner has a state, which a search does not carry; give the model norm="transductive" or "group".'
             )
         return partition(architecture, params)
 

@@ -91,8 +91,10 @@ class Train:
     """Descriptions of the classes: attributes or text."""
     distance: _Name = None
     """Distance kernel: squared_euclidean, cosine or dot_product."""
-    batch_norm: _Name = None
-    """Batch-norm policy: transductive, per_task or running."""
+    norm: _Name = None
+    """Normalisation of the network: group, layer, per_task, running or transductive."""
+    network: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the network, as `--network features=32 spatial=mean`; its documentation lists them."""
     dtype: _Name = None
     """Of the computation: float32 or bfloat16; parameters are float32."""
     outer_rate: _Float = None
@@ -416,8 +418,9 @@ def list_all(flags: List) -> None:
 def _config_of(flags: Train) -> Config:
     """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
     given = {name: value for name, value in dataclasses.asdict(flags).items() if value not in (None, ())}
-    if flags.options:
-        given["options"] = dict(_named(option) for option in flags.options)
+    for name, options in (("options", flags.options), ("network", flags.network)):
+        if options:
+            given[name] = dict(_named(name, option) for option in options)
     resume, out = given.pop("resume"), given.pop("out")
     if not (out / "config.json").exists():
         if out.exists() and (not out.is_dir() or any(file.suffix != ".part" for file in out.iterdir())):
@@ -426,8 +429,10 @@ def _config_of(flags: Train) -> Config:
     if not resume:
         raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
     stored = _read_config(out)
-    if flags.options:  # as values, which is how they were stored
-        given["options"] = experiment.resolve(stored.learner, stored.data, options=given["options"]).options
+    for name in {"options", "network"} & set(given):  # as values, which is how they were stored
+        given[name] = getattr(
+            experiment.resolve(stored.learner, stored.data, model=stored.model, **{name: given[name]}), name
+        )
     for name, value in given.items():
         if value != getattr(stored, name):
             flag = name.replace("_", "-")
@@ -438,16 +443,16 @@ def _config_of(flags: Train) -> Config:
     return stored
 
 
-def _named(option: str) -> tuple[str, str]:
+def _named(flag: str, option: str) -> tuple[str, str]:
     name, equals, value = option.partition("=")
     if not equals:
-        raise ConfigError(f"--options {option} has no value; write {name}=VALUE.")
+        raise ConfigError(f"--{flag} {option} has no value; write {name}=VALUE.")
     return name.replace("-", "_"), value
 
 
 def _read_config(run: Path) -> Config:
     try:
-        stored = Config(**json.loads((run / "config.json").read_text()))
+        stored = Config(**_today(json.loads((run / "config.json").read_text())))
         return experiment.resolve(**dataclasses.asdict(stored))
     except FileNotFoundError:
         raise CheckpointError(
@@ -458,6 +463,15 @@ def _read_config(run: Path) -> Config:
         raise CheckpointError(
             f"{run}/config.json is damaged or of another version of jmeta ({reason}); train anew, or name another run."
         ) from error
+
+
+def _today(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as they are named now; the networks that runs before version 0.2 had keep their form."""
+    if "batch_norm" not in stored:
+        return stored
+    norm, former = stored.pop("batch_norm"), {"conv4": "conv4-maml", "conv4-max": "conv4-maml-max"}
+    scale = {"network": {"scale": True}} if stored["learner"] == "maml_plus_plus" and norm is not None else {}
+    return {**stored, "norm": norm, "model": former.get(stored["model"], stored["model"]), **scale}
 
 
 def _restore(run: Path, config: Config) -> TrainState:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jmeta.errors import ModelError
+from jmeta.losses import measured
+from jmeta.tree import path_name
 
 Params: TypeAlias = PyTree
 State: TypeAlias = PyTree
@@ -24,16 +26,20 @@ class Examples(NamedTuple):
     Args:
         inputs: `[ways * shots, ...]`, sorted by class.
         targets: `[ways * shots, ways]` one-hot for classification, so that the shape carries the number of ways;
-            `[shots, outputs]` for regression. A row of zeros has no label and does not count, a column of zeros is a
-            class that is not there: so do tasks of different ways and shots share one compiled program.
+            `[shots, outputs]` for regression. A row of zeros is an example without a label, a column of zeros a class
+            that has no example.
         descriptions: side information of a support, `[ways, ...]`: attributes, an embedding or token ids of the text
             that describes each class; zeros say nothing. A class without an example is known by its description alone,
             which is zero-shot learning. Default: none.
+        mask: `[ways * shots]`, which rows are there; the others fill up the shape, so that tasks of different ways and
+            shots share one compiled program, and change no answer: normalisation, losses, adaptation and metrics leave
+            them away. Default: all are there.
     """
 
     inputs: PyTree
     targets: PyTree
     descriptions: PyTree = ()
+    mask: Bool[Array, "n"] | tuple[()] = ()
 
 
 class Task(NamedTuple):
@@ -60,9 +66,12 @@ class Model(NamedTuple):
     """A network as two pure functions; `jmeta.linen(module)` makes one from a Flax module.
 
     Args:
-        init: `(key, inputs) -> (params, state)`; `state` holds what is not trained by gradient (batch statistics).
-        apply: `(key, params, state, inputs, *, train) -> (outputs, state)`; `train` is true on the support, which the
-            model learns from, and false on the queries, which it answers.
+        init: `(key, inputs) -> (params, state)`; `state` holds what is not trained by gradient. Its entries
+            `"batch_stats"`, moving averages over training, and `"task_stats"`, statistics of one support, tell a
+            learner how the network wants to see its examples, see `jmeta.embedded`.
+        apply: `(key, params, state, inputs, *, train, mask=None) -> (outputs, state)`; `train` is true on what the
+            network learns from and false on what it answers. `mask` says which rows of the inputs are there; it is
+            given for tasks that have one alone, so that a network without statistics over rows need not take it.
     """
 
     init: Callable[[Key[Array, ""], PyTree], tuple[Params, State]]
@@ -143,7 +152,8 @@ def episodic(
         init: `(key, task) -> (params, state)`.
         adapt: `(key, params, state, support) -> Adapted`.
         predict: `(key, adapted, inputs) -> outputs`.
-        loss: `(outputs, targets) -> scalar`, the outer loss on the queries of one task.
+        loss: `(outputs, targets) -> scalar`, the outer loss on the queries of one task; for tasks with a mask it takes
+            `mask=` as well.
 
     Returns:
         The learner; see `over_tasks` for its state and info after a batch.
@@ -168,9 +178,169 @@ def episodic(
         adapt_key, predict_key = jax.random.split(key)
         adapted = adapt(adapt_key, params, state, task.support)
         outputs = predict(predict_key, adapted, task.query.inputs)
-        return loss(outputs, task.query.targets), (adapted.state, adapted.info)
+        return measured(loss, outputs, task.query), (adapted.state, adapted.info)
 
     return MetaLearner(init, adapt, predict, over_tasks(one_task))
+
+
+def embedded(
+    model: Model,
+    init: Callable[[Key[Array, ""], Task], tuple[Params, State]],
+    adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted],
+    predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree],
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+    *,
+    part: str | None = "model",
+) -> MetaLearner:
+    """A learner that compares embeddings, from functions of embeddings: f_θ itself is applied here alone.
+
+    How f_θ sees the examples goes by its state:
+
+    * without statistics, or with those of each batch by itself: support and queries one after the other; random parts
+      (dropout) are on in training, off at test.
+    * moving averages, `"batch_stats"`: support and queries of a training task are one batch, which moves the averages;
+      at test the averages normalise both.
+    * statistics of the support, `"task_stats"`: the support sets them, and the queries are normalised by them.
+
+    Args:
+        model: f_θ.
+        init: `(key, task) -> (params, state)`.
+        adapt: `(key, params, state, support) -> Adapted`, where `support.inputs` are embeddings `[n, ...]`;
+            `Adapted.params` is a tuple that begins with the `params` it was given.
+        predict: `(key, adapted, embeddings) -> outputs`.
+        loss: `(outputs, targets) -> scalar`.
+        part: the entry of parameters and state that is the network's own; None where they are nothing else.
+
+    Returns:
+        The learner.
+
+    Raises:
+        ModelError: `model` is no `Model`; from `init` and `fit`, it ends in a classifier's head.
+
+    Example:
+        >>> import jax, jmeta
+        >>> model = jmeta.linen(jmeta.MLP(outputs=None))
+        >>> learner = jmeta.embedded(  # the nearest example
+        ...     model,
+        ...     init=lambda key, task: model.init(key, task.support.inputs),
+        ...     adapt=lambda key, params, state, support: jmeta.Adapted((params, support.inputs), state, {}),
+        ...     predict=lambda key, adapted, z: -jmeta.squared_euclidean(z, adapted.params[1]),
+        ...     loss=jmeta.softmax_cross_entropy,
+        ...     part=None,
+        ... )
+
+    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning", whose code makes one batch of support
+    and queries of a training task.
+    """
+    check_model(model)
+
+    def own(tree: PyTree) -> PyTree:
+        return tree if part is None else tree[part]
+
+    def embeddings(
+        key: Key[Array, ""], params: Params, state: State, examples: Any, train: bool
+    ) -> tuple[PyTree, State]:
+        z, new = outputs_of(model, key, own(params), own(state), examples, train=train)
+        return z, new if part is None else {**state, part: new}
+
+    def checked_init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        params, state = init(key, task)
+        if isinstance(own(params), Mapping) and "head" in own(params):
+            raise ModelError(
+                "the network ends in a `head` of outputs for each class, where an embedding is compared; make it "
+                "without one: jmeta.Conv4(outputs=None)."
+            )
+        return params, state
+
+    def answer(key: Key[Array, ""], params: Params, state: State, support: PyTree, train: bool) -> Adapted:
+        embed_key, adapt_key = jax.random.split(key)
+        z, state = embeddings(embed_key, params, state, support, train)
+        return adapt(adapt_key, params, state, support._replace(inputs=z))
+
+    def whole_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
+        return answer(key, params, state, support, train=has_statistics(own(state), "task_stats"))
+
+    def whole_predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
+        embed_key, predict_key = jax.random.split(key)
+        z, _ = model.apply(embed_key, own(adapted.params[0]), own(adapted.state), inputs, train=False)
+        return predict(predict_key, adapted, z)
+
+    def one_task(
+        key: Key[Array, ""], params: Params, state: State, task: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        embed_key, adapt_key, predict_key = jax.random.split(key, 3)
+        support, query = task.support, task.query
+        if has_statistics(own(state), "batch_stats"):
+            z, state = embeddings(embed_key, params, state, _one_batch(support, query), train=True)
+            n = len(support.targets)
+            adapted = adapt(adapt_key, params, state, support._replace(inputs=z[:n]))
+            z = z[n:]
+        else:
+            adapted = answer(adapt_key, params, state, support, train=True)
+            by_support = has_statistics(own(state), "task_stats")
+            z, _ = embeddings(embed_key, params, adapted.state, query, train=not by_support)
+        outputs = predict(predict_key, adapted, z)
+        return measured(loss, outputs, query), (adapted.state, adapted.info)
+
+    return MetaLearner(checked_init, whole_adapt, whole_predict, over_tasks(one_task))
+
+
+def at_test(model: Model) -> Model:
+    """A pre-trained network that learns nothing more: its averages normalise the support as they do the queries.
+
+    Random parts are off; statistics of the support, `"task_stats"`, are still set by it.
+
+    Args:
+        model: the network.
+
+    Returns:
+        The network, for which `train` makes no other difference.
+    """
+
+    def apply(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, **mask: Any
+    ) -> tuple[PyTree, State]:
+        train = train and has_statistics(state, "task_stats")
+        return model.apply(key, params, state, inputs, train=train, **mask)
+
+    return model._replace(apply=apply)
+
+
+def has_statistics(state: State, kind: str) -> bool:
+    """Whether the state of a network holds statistics of a kind, `"batch_stats"` or `"task_stats"`."""
+    return any(kind in path_name(path).split("/") for path, _ in jax.tree.leaves_with_path(state))
+
+
+def _one_batch(support: Any, query: Any) -> Examples:
+    """The inputs of both, and which of their rows are there."""
+    inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support.inputs, query.inputs)
+    masks = [getattr(examples, "mask", ()) for examples in (support, query)]
+    if all(isinstance(mask, tuple) for mask in masks):
+        return Examples(inputs, ())
+    rows = [jnp.ones(len(examples.targets), bool) for examples in (support, query)]
+    known = [row if isinstance(mask, tuple) else mask for mask, row in zip(masks, rows, strict=True)]
+    return Examples(inputs, (), mask=jnp.concatenate(known))
+
+
+def outputs_of(
+    model: Model, key: Key[Array, ""], params: Params, state: State, examples: Any, *, train: bool
+) -> tuple[PyTree, State]:
+    """The outputs of a network for examples, of which rows outside of the mask do not count, and its state after it.
+
+    Args:
+        model: the network.
+        key: for its random parts.
+        params: of the network.
+        state: of the network.
+        examples: `Examples`, or whatever has `inputs`.
+        train: as in `Model`.
+
+    Returns:
+        `(outputs, state)`.
+    """
+    mask = getattr(examples, "mask", ())
+    given = {} if isinstance(mask, tuple) else {"mask": mask}
+    return model.apply(key, params, state, examples.inputs, train=train, **given)
 
 
 def over_tasks(one_task: Objective) -> Objective:

@@ -3,6 +3,8 @@
 Inputs of less than 32 bits (bfloat16) are widened first, so that the differences of large squares keep their digits.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
@@ -167,10 +169,10 @@ def with_metric(model: Model, metric: str = "full") -> Model:
         return (params, one(outputs.shape[-1], dtype=outputs.dtype)), state
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, **mask: Any
     ) -> tuple[PyTree, State]:
         params, factor = params
-        z, state = model.apply(key, params, state, inputs, train=train)
+        z, state = model.apply(key, params, state, inputs, train=train, **mask)
         return (z * factor[None] if metric == "diagonal" else z @ factor), state
 
     return Model(init, apply)

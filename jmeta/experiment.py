@@ -19,7 +19,7 @@ from jmeta.learners import LEARNERS
 from jmeta.losses import softmax_cross_entropy
 from jmeta.models import MODELS
 from jmeta.models.adapters import linen
-from jmeta.models.networks import BatchNormPolicy
+from jmeta.models.networks import Norm
 from jmeta.registry import lookup
 from jmeta.train import TrainState, init
 
@@ -31,7 +31,6 @@ _BASE: Mapping[str, Any] = {
     "steps": 2000,
     "inner_steps": 1,
     "distance": "squared_euclidean",
-    "batch_norm": "transductive",
     "dtype": "float32",
     "outer_rate": 1e-3,
     "inner_optimizer": None,
@@ -57,7 +56,7 @@ _MEANING = {
     "test_inner_steps": "inner_steps",
     "inner_optimizer": "inner_optimizer",
     "distance": "distance",
-    "batch_norm": "batch_norm",
+    "norm": "norm",
     "dtype": "dtype",
 }
 
@@ -80,7 +79,7 @@ class Config:
     inner_steps: int | None
     test_inner_steps: int | None
     distance: str | None
-    batch_norm: str | None
+    norm: str | None
     outer_rate: float
     seed: int
     dtype: str | None = None  # these are not in the config.json of older runs
@@ -89,6 +88,7 @@ class Config:
     train_shots: int | tuple[int, int] | None = None
     descriptions: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
@@ -123,10 +123,16 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         given,
     )
     settings: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
-    settings["options"] = _options(learner, *(layer.get("options", {}) for layer in layers))
     network = lookup(MODELS, settings["model"], "model")
+    for name, owner, make in (("options", learner, chosen.make), ("network", settings["model"], network.make)):
+        settings[name] = _options(name, owner, make, *(layer.get(name, {}) for layer in layers))
+    needed = {name: value for name, value in chosen.network.items() if name in _parameters(network.make)}
+    settings["network"] = needed | settings["network"]
     lookup(DISTANCES, settings["distance"], "distance")
-    lookup(dict.fromkeys(get_args(BatchNormPolicy)), settings["batch_norm"], "batch-norm policy")
+    if settings.setdefault("norm", None) is None:
+        settings["norm"] = _parameters(network.make).get("norm")
+    if settings["norm"] is not None:
+        lookup(dict.fromkeys(get_args(Norm)), settings["norm"], "normalisation")
     lookup(dict.fromkeys(DTYPES), settings["dtype"], "dtype")
     if settings["inner_optimizer"] is not None:
         lookup(INNER_OPTIMIZERS, settings["inner_optimizer"], "inner optimiser")
@@ -180,26 +186,31 @@ def _descriptions(learner: str, data: str, given: str | None) -> str | None:
     return given or kinds[0]
 
 
-def _options(learner: str, *layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The learner's own options; a text, as the command line has it, becomes a value of the type of the default."""
-    taken = {field.name for field in dataclasses.fields(Config)}
-    known = {
+def _parameters(make: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of a learner or network that are plain values, with their defaults."""
+    return {
         name: parameter.default
-        for name, parameter in inspect.signature(LEARNERS[learner].make).parameters.items()
-        if name not in taken and isinstance(parameter.default, bool | int | float | str | None)
+        for name, parameter in inspect.signature(make).parameters.items()
+        if name != "name" and isinstance(parameter.default, bool | int | float | str | None)
     }
+
+
+def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a learner or network; a text, as the command line has it, becomes a value of the default's type."""
+    taken = {field.name for field in dataclasses.fields(Config)} | {"parent"}
+    known = {name: default for name, default in _parameters(make).items() if name not in taken}
     options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
     if options and not known:
-        raise ConfigError(f"{learner} has no options; leave --options away.")
+        raise ConfigError(f"{owner} has no options; leave --{flag} away.")
     for name, value in options.items():
-        default = lookup(known, name, f"option of {learner}")
+        default = lookup(known, name, f"option of {owner}")
         if isinstance(value, str) and not isinstance(default, str):
             with contextlib.suppress(ValueError):
                 options[name] = json.loads(value.lower())
         is_number = isinstance(options[name], int | float) and not isinstance(options[name], bool)
         wanted = bool if isinstance(default, bool) else int | float if isinstance(default, int | float) else object
         if not isinstance(options[name], wanted) or (wanted == int | float and not is_number):
-            raise ConfigError(f"--options {name}={value} is no {type(default).__name__}; the default is {default}.")
+            raise ConfigError(f"--{flag} {name}={value} is no {type(default).__name__}; the default is {default}.")
     return options
 
 
@@ -247,11 +258,9 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     elif data.loss is not softmax_cross_entropy:
         regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
         raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
-    given = {"batch_norm": config.batch_norm, "dtype": config.dtype}
-    network = MODELS[config.model].make
+    given = {"norm": config.norm, "dtype": config.dtype}
     network_options = {name: value for name, value in given.items() if value is not None}
-    needed = {name: value for name, value in entry.network.items() if name in inspect.signature(network).parameters}
-    return entry.make(linen(network(**head, **network_options, **needed)), **options)
+    return entry.make(linen(MODELS[config.model].make(**head, **network_options, **config.network)), **options)
 
 
 def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
@@ -329,11 +338,12 @@ def protocol(config: Config) -> Mapping[str, Any]:
         "learner": config.learner,
         "data": config.data,
         "model": config.model,
-        "batch_norm": config.batch_norm,
+        "norm": config.norm,
         "dtype": config.dtype,
         "test_inner_steps": config.test_inner_steps,
         "descriptions": config.descriptions,
         "options": dict(config.options),
+        "network": dict(config.network),
         "ensemble": 1,
         "train_seed": config.seed,
     }

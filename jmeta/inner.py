@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Model, Params, State, Task
+from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, outputs_of
 from jmeta.errors import ConfigError, ModelError
-from jmeta.tree import everything
+from jmeta.losses import measured
+from jmeta.tree import combine, everything, partition
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
@@ -68,6 +69,34 @@ class Solve(Protocol):
 Adjoint = Callable[[InnerProblem], Solve]
 
 
+def with_statistics(problem: InnerProblem, solve: Solve) -> Solve:
+    """A solver whose statistics of the support, the entries `"task_stats"` of the state, are those at φ.
+
+    φ answers the queries, so what normalises them must be what φ makes of the support, and not what the parameters
+    before the last inner step made of it: one more pass, through which the meta-gradient goes.
+    """
+
+    def is_statistic(path: str) -> bool:
+        return "task_stats" in path.split("/")
+
+    def solve_and_look_again(
+        key: Key[Array, ""],
+        params: Params,
+        state: State,
+        support: PyTree,
+        hyper: PyTree = (),
+        optimiser_state: PyTree = None,
+    ) -> Adapted:
+        adapted = solve(key, params, state, support, hyper, optimiser_state)
+        if not has_statistics(adapted.state, "task_stats"):
+            return adapted
+        φ = jax.tree.map(lambda x: x[-1], adapted.params) if problem.trajectory else adapted.params
+        statistics, _ = partition(is_statistic, problem.loss(key, φ, adapted.state, support)[1])
+        return adapted._replace(state=combine(statistics, adapted.state))
+
+    return solve_and_look_again
+
+
 def descend(
     optimiser: optax.GradientTransformation, gradient: PyTree, optimiser_state: PyTree, params: PyTree, **extra: Any
 ) -> tuple[PyTree, PyTree]:
@@ -99,8 +128,8 @@ def support_loss(model: Model, loss: Loss) -> InnerLoss:
     """
 
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
-        outputs, state = model.apply(key, params, state, support.inputs, train=True)
-        value = loss(outputs, support.targets)
+        outputs, state = outputs_of(model, key, params, state, support, train=True)
+        value = measured(loss, outputs, support)
         if jnp.shape(value) != ():
             raise ModelError(f"the inner loss has shape {list(jnp.shape(value))}; it must be a scalar: take the mean.")
         return value, state

@@ -16,7 +16,7 @@ from jmeta.compilation import compiled
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
 from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
 from jmeta.inner import descend
-from jmeta.losses import accuracy
+from jmeta.losses import accuracy, measured
 
 Metrics = Mapping[str, Any]
 Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -358,7 +358,8 @@ def evaluate(
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
-        and the protocol of the source ("ways", "shots", "queries")}`.
+        and the protocol of the source ("ways", "shots", "queries")}`; where it does, also `"alone"`, the mean over the
+        same episodes with each query asked alone, and `"alone_ci95"`.
 
     Raises:
         ModelError: the model does not fit the tasks.
@@ -382,16 +383,24 @@ def evaluate(
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
     # Tracing tells what does not fit before anything compiles.
-    values = np.asarray(
-        compiled(_evaluate)(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64
-    )
+    size = {"episodes": episodes, "chunk": chunk, "metric": metric}
+    mean, half_width = _interval(compiled(_evaluate)(*arguments, **static, **size, alone=False))
+    transductive = bool(compiled(_transductive)(*arguments, **static))
+    alone = _interval(compiled(_evaluate)(*arguments, **static, **size, alone=True)) if transductive else ()
     return {
-        getattr(metric, "__name__", "metric"): float(values.mean()),
-        "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(episodes)),
+        getattr(metric, "__name__", "metric"): mean,
+        "ci95": half_width,
         "episodes": episodes,
         **source.protocol,
-        "transductive": bool(compiled(_transductive)(*arguments, **static)),
+        "transductive": transductive,
+        **dict(zip(("alone", "alone_ci95"), alone, strict=False)),
     }
+
+
+def _interval(values: Array) -> tuple[float, float]:
+    """The mean over episodes, and half the width of its 95 % interval."""
+    x = np.asarray(values, np.float64)
+    return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x)))
 
 
 def _evaluate(
@@ -405,12 +414,21 @@ def _evaluate(
     episodes: int,
     chunk: int,
     metric: Metric,
+    alone: bool,
 ) -> Float[Array, "episodes"]:
     def episode(key: Key[Array, ""]) -> Float[Array, ""]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
-        return metric(learner.predict(predict_key, adapted, task.query.inputs), task.query.targets)
+
+        def answer(inputs: PyTree) -> PyTree:
+            return learner.predict(predict_key, adapted, inputs)
+
+        def answer_one(one: PyTree) -> PyTree:
+            return jax.tree.map(lambda x: x[0], answer(jax.tree.map(lambda x: x[None], one)))
+
+        inputs = task.query.inputs
+        return measured(metric, lax.map(answer_one, inputs) if alone else answer(inputs), task.query)
 
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
 

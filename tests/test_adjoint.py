@@ -134,13 +134,21 @@ def in_float64(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
 
 
-@pytest.mark.parametrize("pooling", ["stride", "max"])
-def test_maml_on_a_conv_net_with_batch_norm_against_finite_differences(float64, pooling):
-    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2, pooling=pooling, scale=True))
+@pytest.mark.parametrize(
+    ("pooling", "norm"),
+    [
+        ("stride", "transductive"),
+        ("max", "transductive"),
+        ("stride", "group"),
+        ("max", "layer"),
+        ("stride", "per_task"),
+    ],
+)
+def test_maml_on_a_conv_net_against_finite_differences(float64, pooling, norm):
+    model = jmeta.linen(jmeta.Conv4(2, features=2, groups=1, pooling=pooling, norm=norm, head_init="random"))
     learner = jmeta.maml(model, inner_rate=0.5, inner_steps=2)
     task = images_task(jax.random.key(3), size=16 if pooling == "max" else 8)
-    params = in_float64(learner.init(jax.random.key(1), jax.tree.map(lambda x: x.astype(jnp.float32), task))[0])
-    state: dict = {}
+    params, state = in_float64(learner.init(jax.random.key(1), jax.tree.map(lambda x: x.astype(jnp.float32), task)))
     flat, unravel = ravel_pytree(params)
     tasks = jax.tree.map(lambda x: x[None], task)
 
@@ -154,17 +162,19 @@ def test_maml_on_a_conv_net_with_batch_norm_against_finite_differences(float64, 
         np.testing.assert_allclose(gradient @ direction, numeric, rtol=1e-5)
 
 
-def test_no_gradient_flows_through_the_statistics_of_the_support(float64):
-    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2, batch_norm="per_task"))
+@pytest.mark.parametrize("adjoint", [jmeta.exact(), jmeta.first_order(), jmeta.mixed_mode(), jmeta.implicit()])
+def test_statistics_of_the_support_are_those_at_φ(adjoint):
+    """Not those of the last inner step, which are of the parameters before it; also without any inner step."""
+    model = jmeta.linen(jmeta.Conv4(outputs=2, features=2, norm="per_task", head_init="random"))
     task = images_task(jax.random.key(3))
-    params, state = in_float64(model.init(jax.random.key(1), task.support.inputs.astype(jnp.float32)))
-
-    def total(params):
-        _, new = model.apply(jax.random.key(0), params, state, task.support.inputs, train=True)
-        return sum(x.sum() for x in jax.tree.leaves(new))
-
-    assert float(total(params)) != 0
-    assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(total)(params)))
+    for steps in (0, 2):
+        problem = jmeta.InnerProblem(
+            jmeta.support_loss(model, jmeta.softmax_cross_entropy), optax.sgd(0.5), steps, proximal=1.0
+        )
+        params, state = model.init(jax.random.key(1), task.support.inputs)
+        adapted = adjoint(problem)(jax.random.key(0), params, state, task.support)
+        _, expected = model.apply(jax.random.key(0), adapted.params, state, task.support.inputs, train=True)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), adapted.state, expected)
 
 
 @pytest.mark.parametrize("last", [0, 1, 3, 9])

@@ -197,7 +197,7 @@ def test_what_is_refused():
         CellNetwork(**{**NETWORK, "operations": operations}).init(KEY, images)
     with pytest.raises(jmeta.ConfigError, match="tasks is 0"):
         jmeta.search_tasks(source(), source(), tasks=0)
-    moving = jmeta.darts(jmeta.prototypical(jmeta.linen(CellNetwork(**NETWORK, batch_norm="running"))))
+    moving = jmeta.darts(jmeta.prototypical(jmeta.linen(CellNetwork(**NETWORK, norm="running"))))
     with pytest.raises(jmeta.ModelError, match="the learner has a state"):
         jmeta.init(KEY, moving, optax.sgd(0.1), tasks())
     plain = jmeta.darts(jmeta.prototypical(jmeta.linen(jmeta.Conv4(outputs=None, features=2))))

@@ -173,7 +173,7 @@ def test_what_train_prints(runs):
         (("--data", "glyph"), "did you mean 'glyphs'"),
         (("--model", "foo"), "there is no model 'foo'"),
         (("--distance", "foo"), "there is no distance 'foo'"),
-        (("--batch-norm", "foo"), "there is no batch-norm policy 'foo'"),
+        (("--batch-norm", "foo"), "there is no normalisation 'foo'"),
         (("--learner", "prototypical", "--inner-steps", "2"), "--inner-steps has no meaning for prototypical"),
         (("--data", "sinusoid", "--learner", "prototypical"), "use maml or "),
         (("--data", "sinusoid", "--model", "conv4"), "conv4 cannot take the inputs of sinusoid"),

@@ -10,9 +10,11 @@ import pytest
 from flax import linen as nn
 
 import jmeta
+from jmeta import experiment
 from jmeta.envs import Box, Discrete, Trajectory, point_navigation, returns
 from jmeta.learners import LEARNERS, Entry
 from jmeta.models import MODELS
+from jmeta.models.networks import norm_layer
 
 WAYS, SHOTS, QUERIES = 3, 2, 4
 KEY = jax.random.key(0)
@@ -28,16 +30,17 @@ pytestmark = pytest.mark.filterwarnings("ignore::jmeta.ConvergenceWarning")
 
 
 class Network(nn.Module):
-    """A convolution, batch norm, and a head: the smallest model with all that learners treat apart."""
+    """A convolution, a normalisation, and a head: the smallest model with all that learners treat apart."""
 
     outputs: int | None
-    scale: bool = False
+    norm: str = "group"
     context: int = 0
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, mask=None):
         x = jmeta.Conv(8, (3, 3), strides=2, use_bias=False)(images)
-        x = nn.relu(jmeta.BatchNorm(scale=self.scale)(x, train=train)).mean(axis=(1, 2))
+        norm = norm_layer(self.norm, scale=True, groups=4)
+        x = nn.relu(norm(x, train=train, mask=mask)).mean(axis=(1, 2))
         if self.context:
             context = self.param("context", nn.initializers.zeros_init(), (self.context,), jnp.float32)
             x = x * (1 + nn.Dense(8)(context[None]))
@@ -55,15 +58,16 @@ class Kind(NamedTuple):
     learned: Any  # (metric before, metric after) -> whether it learned
 
 
-def make(entry: Entry, fits: bool = True, **options: int) -> jmeta.MetaLearner:
-    return entry.make(jmeta.linen(KINDS[entry.acts].network(entry, fits)), **options)
+def make(entry: Entry, fits: bool = True, norm: str = "group", **options: int) -> jmeta.MetaLearner:
+    return entry.make(jmeta.linen(KINDS[entry.acts].network(entry, fits, norm)), **options)
 
 
-def image_network(entry, fits):
-    return Network(None if entry.embedding else WAYS + 1 - fits, **entry.network)
+def image_network(entry, fits, norm):
+    context = {name: value for name, value in entry.network.items() if name == "context"}
+    return Network(None if entry.embedding else WAYS + 1 - fits, norm, **context)
 
 
-def acting_network(entry, fits):
+def acting_network(entry, fits, norm):
     return MODELS[entry.defaults["model"]].make(actions=Box(2) if fits else Discrete(7))
 
 
@@ -188,6 +192,44 @@ def test_queries_never_reach_adapt(learner, source, initial):
     mixed, mixed_outputs = run(jmeta.Task(task.support, other.query))
     assert_same(adapted, mixed)
     assert not np.array_equal(outputs, mixed_outputs)
+
+
+def test_a_query_alone_has_the_answer_that_it_has_among_others(learner, source, initial):
+    """With the normalisation that is the default of every network of images."""
+    task = task_of(sampled(source), 0)
+    adapted = learner.adapt(KEY, *initial, task.support)
+    together = answer(learner, adapted, task.query.inputs)
+    for i in (0, 7):
+        if len(together) > i:
+            alone = answer(learner, adapted, jax.tree.map(lambda x, i=i: x[i : i + 1], task.query.inputs))
+            np.testing.assert_allclose(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+def test_defaults_hold_for_one_query():
+    for name, entry in LEARNERS.items():
+        data = "point_navigation" if entry.acts else "glyphs"
+        assert experiment.resolve(name, data).norm in (None, "group", "layer")
+
+
+@pytest.mark.parametrize("norm", ["group", "per_task", "running"])
+def test_rows_that_are_not_there_change_no_answer(entry, source, training, norm):
+    if entry.acts:
+        pytest.skip("an environment has no rows")
+    learner = make(entry, norm=norm)
+    params, state = learner.init(KEY, task_of(sampled(training), 0))
+    task, other = (task_of(sampled(source), i) for i in (0, 1))
+    support, n = task.support, len(task.support.targets)
+    padded = jmeta.Examples(
+        jnp.concatenate([support.inputs, 50.0 * other.support.inputs]),
+        jnp.concatenate([support.targets, jnp.zeros_like(other.support.targets)]),
+        support.descriptions,
+        jnp.arange(2 * n) < n,
+    )
+    expected, outputs = (
+        answer(learner, learner.adapt(KEY, params, state, examples), task.query.inputs)
+        for examples in (support, padded)
+    )
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_tasks_never_reach_each_other(learner, source, initial):

@@ -110,7 +110,7 @@ class Network(nn.Module):
 
 MODELS = {
     "transductive": lambda outputs: jmeta.Conv4(outputs, features=8, dtype="bfloat16"),
-    "per_task": lambda outputs: jmeta.Conv4(outputs, features=8, batch_norm="per_task", scale=True, dtype="bfloat16"),
+    "per_task": lambda outputs: jmeta.Conv4(outputs, features=8, norm="per_task", scale=True, dtype="bfloat16"),
     "max": lambda outputs: jmeta.Conv4(outputs, features=8, pooling="max", dtype=jnp.bfloat16),
     "mlp": lambda outputs: jmeta.MLP(outputs, dtype=jnp.bfloat16),
     "own": lambda outputs: Network(),
@@ -149,7 +149,7 @@ def test_float32_is_the_default(module):
 
 def test_no_dtype_leaves_float64_as_it_is(float64):
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 9, 8, 1)))
-    for module in (jmeta.Conv4(features=4, batch_norm="per_task"), jmeta.MLP(outputs=2)):
+    for module in (jmeta.Conv4(features=4, norm="per_task"), jmeta.MLP(outputs=2)):
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), module.init(KEY, images.astype(jnp.float32)))
         assert module.apply(variables, images, mutable=True)[0].dtype == jnp.float64
 
@@ -203,7 +203,7 @@ def test_a_wrong_dtype_is_told(module, wrong, monkeypatch):
 
 
 def test_it_learns_images(source):
-    learner = learner_of("prototypical", "bfloat16", batch_norm="per_task")
+    learner = learner_of("prototypical", "bfloat16", norm="per_task")
     before, after = (jmeta.fit(KEY, learner, source, steps=steps, tasks=4, log_every=15) for steps in (0, 60))
     results = [jmeta.evaluate(KEY, learner, f.params, f.state, source, episodes=50) for f in (before, after)]
     assert results[0]["accuracy"] < 0.6 < 0.7 < results[1]["accuracy"]

@@ -39,7 +39,7 @@ def test_what_has_no_meaning_is_none():
     assert experiment.resolve("prototypical").inner_rate is None
     assert experiment.resolve("maml").distance is None
     config = experiment.resolve("maml", "sinusoid")
-    assert (config.ways, config.train_ways, config.batch_norm) == (None, None, None)
+    assert (config.ways, config.train_ways, config.norm) == (None, None, None)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -65,12 +65,12 @@ def test_a_resolved_config_resolves_to_itself(learner, data):
         ({"learner": "mamml"}, "there is no learner 'mamml'; did you mean 'maml'"),
         ({"data": "glyph"}, "there is no data set 'glyph'; did you mean 'glyphs'"),
         ({"model": "conv5"}, "there is no model 'conv5'; did you mean 'conv4'"),
-        ({"batch_norm": "per_tsk"}, "there is no batch-norm policy 'per_tsk'; did you mean 'per_task'"),
+        ({"norm": "per_tsk"}, "there is no normalisation 'per_tsk'; did you mean 'per_task'"),
         ({"distance": "cosin"}, "there is no distance 'cosin'; did you mean 'cosine'"),
         ({"learner": "prototypical", "inner_rate": 0.1}, "--inner-rate has no meaning for prototypical"),
         ({"learner": "prototypical", "test_inner_steps": 1}, "--test-inner-steps has no meaning"),
         ({"distance": "cosine"}, "--distance has no meaning for maml"),
-        ({"model": "mlp", "batch_norm": "per_task"}, "--batch-norm has no meaning for maml with mlp"),
+        ({"model": "mlp", "norm": "per_task"}, "--norm has no meaning for maml with mlp"),
         ({"data": "sinusoid", "ways": 3}, "--ways has no meaning .* on sinusoid"),
         ({"ways": 3, "train_ways": 5}, "--train-ways must equal --ways"),
         *(

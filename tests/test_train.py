@@ -217,7 +217,7 @@ def test_evaluate_reports_mean_interval_and_protocol():
 
 @pytest.mark.parametrize(("policy", "transductive"), [("transductive", True), ("per_task", False)])
 def test_transductive_is_measured(policy, transductive):
-    source, learner = conv_source(), conv_learner(batch_norm=policy)
+    source, learner = conv_source(), conv_learner(norm=policy)
     params, state = learner.init(KEY, source.sample(KEY, source.data))
     result = jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
     assert result["transductive"] is transductive

@@ -55,8 +55,8 @@ def from_arrays(
     replacement. The arrays lie on the device, and sampling is part of the compiled step.
 
     Ways and shots may be ranges; then each episode draws its ways, and each of its classes its shots. All episodes keep
-    the shape of the largest: what is not there has a row (an example) or a column (a class) of zeros in the targets,
-    and the inputs of such rows repeat the ones that are there, so that nothing can be learned from them.
+    the shape of the largest: an example that is not there is outside of the mask and has a row of zeros in the targets,
+    and its inputs repeat those that are there; a class that is not there has a column of zeros.
 
     Args:
         inputs: `[n, ...]`; unsigned bytes are stored as such and scaled to `[0, 1]` when sampled, everything else
@@ -136,7 +136,7 @@ def from_arrays(
         if descriptions is not None:
             described = data.descriptions[chosen]
             mask = there.reshape(ways, *(1 for _ in described.shape[1:]))
-            support = Examples(*support[:2], jnp.where(mask, described, jnp.zeros_like(described)))
+            support = support._replace(descriptions=jnp.where(mask, described, jnp.zeros_like(described)))
         return Task(support, query)
 
     def sample_batch(key: Key[Array, ""], data: EpisodeData) -> Task:
@@ -160,12 +160,12 @@ def from_arrays(
 
 def _keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
     """The examples without the labels of those that are not kept, and with kept inputs, in turn, in their places."""
-    inputs, targets, _ = examples
+    inputs, targets, *_ = examples
     order = jnp.argsort(~kept, stable=True)
     row = jnp.arange(len(kept))
     inputs = inputs[jnp.where(kept, row, order[row % jnp.maximum(kept.sum(), 1)])]
     inputs = jnp.where(kept.any(), inputs, jnp.zeros_like(inputs))
-    return Examples(inputs, targets * kept[:, None].astype(targets.dtype))
+    return Examples(inputs, targets * kept[:, None].astype(targets.dtype), mask=kept)
 
 
 def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()) -> Array:

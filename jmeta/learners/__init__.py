@@ -86,7 +86,8 @@ class Entry(NamedTuple):
 _GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
 _METRIC = {"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5}
 _HEAD = {"model": "conv4-max", "tasks": 4, "train_queries": 5}
-_PRETRAINED = {"model": "conv4", "batch_norm": "running", "tasks": 1, "batch": 64}
+_PRETRAINED = {"model": "conv4", "tasks": 1, "batch": 64}
+_MOVES_ONLY_THE_BODY = {"head_init": "random"}  # through a head of zeros no gradient reaches it
 
 LEARNERS: Mapping[str, Entry] = {
     "maml": Entry(
@@ -104,15 +105,20 @@ LEARNERS: Mapping[str, Entry] = {
     ),
     "maml_plus_plus": Entry(
         maml_plus_plus,
-        "MAML with learned rates, a multi-step loss and batch norm per step",
+        "MAML with learned rates, a multi-step loss and normalisation per step",
         "Antoniou et al. 2019",
         defaults=_GRADIENT | {"inner_rate": 0.1, "inner_steps": 5, "options": {"multi_step_loss": 500}},
         regression={"inner_rate": 0.01, "inner_steps": 2},  # with 5, learned rates diverge
-        network={"scale": True},
         optimizer=clipped_adam,
     ),
     "anil": Entry(anil, "MAML that adapts the head alone", "Raghu et al. 2020", defaults=_GRADIENT),
-    "boil": Entry(boil, "MAML that adapts the body alone", "Oh et al. 2021", defaults=_GRADIENT),
+    "boil": Entry(
+        boil,
+        "MAML that adapts the body alone",
+        "Oh et al. 2021",
+        defaults=_GRADIENT,
+        network=_MOVES_ONLY_THE_BODY,
+    ),
     "meta_sgd": Entry(meta_sgd, "MAML with a learned rate for each weight", "Li et al. 2017", defaults=_GRADIENT),
     "meta_curvature": Entry(
         meta_curvature, "MAML with a learned transformation of the gradient", "Park, Oliva 2019", defaults=_GRADIENT
@@ -123,7 +129,7 @@ LEARNERS: Mapping[str, Entry] = {
         "Zintgraf et al. 2019",
         defaults=_GRADIENT | {"inner_rate": 1.0, "inner_steps": 2},
         regression={"inner_rate": 1.0, "inner_steps": 1},
-        network={"context": 50},
+        network={"context": 50} | _MOVES_ONLY_THE_BODY,
     ),
     "imaml": Entry(
         imaml,

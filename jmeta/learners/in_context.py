@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.distances import unit
 from jmeta.errors import ConfigError
 from jmeta.learners.matching import label_attention
@@ -53,7 +53,6 @@ def in_context(
     by a linear layer over a fixed number of labels, so that any number of ways works and none is special; the
     embedding is trained with the transformer.
     """
-    check_model(model)
     if layers < 1 or heads < 1:
         raise ConfigError(f"layers is {layers} and heads is {heads}; give at least 1 of each.")
 
@@ -71,9 +70,8 @@ def in_context(
         return {**params, "reader": reader}, state
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        model_key, code_key, describe_key = jax.random.split(key, 3)
-        z, model_state = model.apply(model_key, params["model"], state["model"], support.inputs, train=True)
-        targets = support.targets
+        code_key, describe_key = jax.random.split(key)
+        z, targets = support.inputs, support.targets
         if descriptions:
             w, state = read_descriptions(describe, describe_key, params, state, support, train=True)
             z = jnp.concatenate([z, w])
@@ -82,16 +80,15 @@ def in_context(
         codes = jax.random.normal(code_key, (targets.shape[1], z.shape[1]), z.dtype)
         variables = {"params": params["reader"]}
         tokens = _Reader(layers, heads).apply(variables, z, targets @ codes, targets.any(axis=1), method="support")
-        return Adapted((params, tokens, targets), {**state, "model": model_state}, {})
+        return Adapted((params, tokens, targets), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
         params, tokens, targets = adapted.params
-        z, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
         variables = {"params": params["reader"]}
         scores = _Reader(layers, heads).apply(variables, z, tokens, targets.any(axis=1), method="queries")
         return label_attention(jnp.asarray(scores), targets)
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)
 
 
 class _Block(nn.Module):

@@ -13,7 +13,7 @@ from jmeta.adjoint import exact, first_order
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
 from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, Loss, check_inner, initialiser, support_loss
-from jmeta.losses import softmax_cross_entropy
+from jmeta.losses import measured, softmax_cross_entropy
 from jmeta.tree import partition, path_name
 
 
@@ -25,8 +25,8 @@ def maml_plus_plus(
     learned_rates: bool = True,
     multi_step_loss: int = 5000,
     first_order_until: int = 0,
-    per_step_batch_norm: bool = True,
-    batch_norm_name: str = "BatchNorm",
+    per_step_norm: bool = True,
+    norm_name: str = "Norm",
     per_step: int | None = None,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),
@@ -45,17 +45,17 @@ def maml_plus_plus(
         multi_step_loss: T, meta-steps over which the multi-step loss is annealed to that of the last step; 0 is off.
         first_order_until: meta-steps before second derivatives set in (derivative-order annealing, DA); 0 is off. Both
             orders lie in one compiled program, of which one is computed.
-        per_step_batch_norm: a scale, a shift (BNWB) and running statistics (BNRS) of batch norm for each inner step,
-            trained outside and left alone inside; else they are weights like all others. Running statistics there are
-            for a model that keeps them, `Conv4(batch_norm="running")`.
-        batch_norm_name: the beginning of the name of the model's batch-norm layers.
-        per_step: sets of rates and of batch-norm parameters, at most K; the last one serves all further steps. Default
-            K.
+        per_step_norm: a scale and a shift of the normalisation (BNWB), and what statistics it keeps (BNRS), for each
+            inner step, trained outside and left alone inside; else they are weights like all others. The per-step
+            running statistics of the paper are those of `Conv4(norm="running")`; the default group norm has none.
+        norm_name: what the names of the model's normalisation layers have in them.
+        per_step: sets of rates and of normalisation parameters, at most K; the last one serves all further steps.
+            Default K.
         loss: L, inner and outer.
         adjoint: how to differentiate through the inner loop.
 
     Returns:
-        The learner. Its parameters are `{"model": θ, "rates": α}`, with the sets of each batch-norm leaf and of each
+        The learner. Its parameters are `{"model": θ, "rates": α}`, with the sets of each normalisation leaf and of each
         rate on a leading axis. It can be evaluated with more or fewer inner steps than it was trained with: further
         steps take the last set. Cosine annealing outside (CA) is the optimiser's:
         `optax.adam(optax.cosine_decay_schedule(...))`.
@@ -66,10 +66,15 @@ def maml_plus_plus(
 
     Example:
         >>> import jmeta
-        >>> model = jmeta.linen(jmeta.Conv4(outputs=5, pooling="max", scale=True))
+        >>> model = jmeta.linen(jmeta.Conv4(outputs=5, pooling="max"))
         >>> learner = jmeta.maml_plus_plus(model, inner_steps=5)
 
     Reference: Antoniou, Edwards, Storkey 2019, "How to Train Your MAML", section 4, https://arxiv.org/abs/1810.09502.
+
+    Which MAML++: the default here is the paper's algorithm with a normalisation that needs no batch. The paper's text
+    has batch norm with running statistics for each step, `Conv4(norm="running", pooling="max")`. The authors' code, and
+    so the published numbers, normalise every batch by itself, queries by queries: `Conv4(norm="transductive",
+    pooling="max")`.
 
     Differences from the paper: its results are of an ensemble of five checkpoints; here of one model. From the authors'
     code: it never normalises by the running statistics that it keeps, ignores the configured inner rate, leaves
@@ -87,7 +92,7 @@ def maml_plus_plus(
     init_model, inner_loss = initialiser(model, inner_steps), support_loss(model, loss)
 
     def is_per_step(path: str) -> bool:
-        return per_step_batch_norm and any(part.startswith(batch_norm_name) for part in path.split("/"))
+        return per_step_norm and any(norm_name in part for part in path.split("/"))
 
     def is_adapted(path: str) -> bool:
         return not is_per_step(path)
@@ -98,19 +103,19 @@ def maml_plus_plus(
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         θ, statistics = init_model(key, task)
         θ = _where(is_per_step, repeat, θ)
-        statistics = jax.tree.map(repeat, statistics) if per_step_batch_norm else statistics
+        statistics = jax.tree.map(repeat, statistics) if per_step_norm else statistics
         rates = jax.tree.map(lambda x: jnp.full((sets,), inner_rate, x.dtype), partition(is_adapted, θ)[0])
         return {"model": θ, "rates": rates}, {"meta_step": jnp.zeros((), jnp.int32), "model": statistics}
 
     def at(step: Int[Array, ""], params: Params, statistics: State) -> tuple[Params, State]:
         """The parameters and statistics of one inner step."""
         params = _where(is_per_step, lambda x: _set(x, step), params)
-        return params, jax.tree.map(lambda x: _set(x, step), statistics) if per_step_batch_norm else statistics
+        return params, jax.tree.map(lambda x: _set(x, step), statistics) if per_step_norm else statistics
 
     def loss_of_step(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
         step, statistics = state
         value, new = inner_loss(key, *at(step, params, statistics), support)
-        if per_step_batch_norm:
+        if per_step_norm:
             new = jax.tree.map(lambda all, x: all.at[jnp.minimum(step, len(all) - 1)].set(x), statistics, new)
         return value, (step + 1, new)
 
@@ -136,7 +141,7 @@ def maml_plus_plus(
         return lax.cond(state["meta_step"] < first_order_until, through(first_order()), through(adjoint))
 
     def answer(key: Key[Array, ""], adapted: Adapted, step: Int[Array, ""], inputs: PyTree) -> PyTree:
-        """The outputs after an inner step, with its set of batch norm."""
+        """The outputs after an inner step, with its set of the normalisation."""
         return model.apply(key, *at(step, adapted.params, adapted.state["model"]), inputs, train=False)[0]
 
     def finished(adapted: Adapted, state: State) -> Adapted:
@@ -165,7 +170,7 @@ def maml_plus_plus(
 
             def weighted() -> Float[Array, ""]:
                 outputs = answer(predict_key, path._replace(params=φ), k, task.query.inputs)
-                value = loss(outputs, task.query.targets)
+                value = measured(loss, outputs, task.query)
                 return weight.astype(value.dtype) * value
 
             # Once annealed, the queries are looked at after the last step alone.

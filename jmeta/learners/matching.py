@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.distances import cosine
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance
@@ -44,7 +44,6 @@ def matching(
     Differences from the paper: the temperature, of which the paper has none (τ = 1); f and g share the network, and
     their order of the support is that of the task, sorted by class, where the paper does not say which.
     """
-    check_model(model)
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}; give a positive number.")
 
@@ -52,27 +51,30 @@ def matching(
         model_key, context_key = jax.random.split(key)
         params, state = model.init(model_key, task.support.inputs)
         if not full_context:
-            return {"model": params, "context": {}}, state
+            return {"model": params, "context": {}}, {"model": state}
         z, _ = model.apply(key, params, state, task.support.inputs, train=True)
         context = _FullContext(z.shape[-1]).init(context_key, z, task.support.targets.any(axis=1))["params"]
-        return {"model": params, "context": context}, state
+        return {"model": params, "context": context}, {"model": state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        z, state = model.apply(key, params["model"], state, support.inputs, train=True)
+        z, targets = support.inputs, support.targets
         if full_context:
-            labelled = support.targets.any(axis=1)
-            z = _FullContext(z.shape[-1]).apply({"params": params["context"]}, z, labelled, method="support")
-        return Adapted((params, z, support.targets), state, {})
+            # the sequence reads what has a label first, so that what fills up the shape ends it
+            order = jnp.argsort(~targets.any(axis=1), stable=True)
+            z, targets = z[order], targets[order]
+            context = {"params": params["context"]}
+            reader = _FullContext(z.shape[-1])
+            z = jnp.asarray(reader.apply(context, z, targets.any(axis=1), method="support"))
+        return Adapted((params, z, targets), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
         params, examples, targets = adapted.params
-        z, _ = model.apply(key, params["model"], adapted.state, inputs, train=False)
         if full_context:
             context, labelled = {"params": params["context"]}, targets.any(axis=1)
             z = _FullContext(z.shape[-1]).apply(context, z, examples, labelled, method="queries")
         return label_attention(-distance(z, examples) / temperature, targets)
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)
 
 
 def label_attention(scores: Float[Array, "queries n"], targets: Float[Array, "n ways"]) -> Float[Array, "queries ways"]:
@@ -118,8 +120,9 @@ class _FullContext(nn.Module):
 
     def support(self, examples: Array, labelled: Array) -> Array:
         """g(xᵢ) = h→ᵢ + h←ᵢ + g′(xᵢ)."""
-        sequence = (examples * labelled[:, None].astype(examples.dtype))[None]
-        return examples + (self.ahead(sequence) + self.back(sequence))[0]
+        n = labelled.sum()[None]
+        read = self.ahead(examples[None], seq_lengths=n) + self.back(examples[None], seq_lengths=n)
+        return examples + read[0]
 
     def queries(self, queries: Array, examples: Array, labelled: Array) -> Array:
         """f(x) = h_K with hₖ = LSTM(f′(x), [hₖ₋₁, rₖ₋₁]) + f′(x), where r is what attention reads of the support."""

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.r2d2 import ridge
 from jmeta.losses import softmax_cross_entropy
@@ -46,7 +46,6 @@ def metaoptnet(
     differentiated, where the paper uses an interior-point solver and the implicit function theorem. Differences from
     the authors' code: none known in the problem, it too adds the identity to the kernel; its γ starts at 1 as here.
     """
-    check_model(model)
     if head not in ("svm", "ridge"):
         raise ConfigError(f"head is {head!r}; give 'svm' or 'ridge'.")
     for name, value in (("margin_cost", margin_cost), ("penalty", penalty), ("solver_steps", solver_steps)):
@@ -55,10 +54,10 @@ def metaoptnet(
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         params, state = model.init(key, task.support.inputs)
-        return {"model": params, "scale": jnp.ones(())}, state
+        return {"model": params, "scale": jnp.ones(())}, {"model": state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        x, state = model.apply(key, params["model"], state, support.inputs, train=True)
+        x = support.inputs
         if head == "ridge":
             w, residual = ridge(x, support.targets, jnp.asarray(penalty, x.dtype)), jnp.zeros((), x.dtype)
         else:
@@ -66,12 +65,11 @@ def metaoptnet(
             w = x.T @ dual
         return Adapted((params, w, shots(support.targets) > 0), state, {"dual_residual": residual})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, x: Float[Array, "queries features"]) -> Array:
         params, w, present = adapted.params
-        x, _ = model.apply(key, params["model"], adapted.state, inputs, train=False)
         return only(present, params["scale"] * (x @ w))
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)
 
 
 def support_vectors(

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Key
 
 from jmeta.adjoint import exact
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, check_model, episodic, outputs_of
 from jmeta.inner import Adjoint, InnerProblem, answers, check_inner, initialiser, support_loss
 from jmeta.learners.prototypical import prototypes
 from jmeta.learners.transfer import linear, with_head
@@ -58,7 +58,7 @@ def proto_maml(
     )
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        embeddings, _ = model.apply(key, params, state, support.inputs, train=True)
+        embeddings, _ = outputs_of(model, key, params, state, support, train=True)
         c = prototypes(embeddings, support.targets)
         start = {"body": params, "head": {"kernel": 2.0 * c.T, "bias": -jnp.square(c).sum(axis=1)}}
         return solve(key, start, state, support)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.distances import squared_euclidean
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
@@ -39,26 +39,22 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
     Reference: Snell, Swersky, Zemel 2017, "Prototypical Networks for Few-shot Learning", algorithm 1,
     https://arxiv.org/abs/1703.05175.
 
-    Differences from the paper: none in the algorithm. From the authors' code: it normalises support and queries of a
-    training episode in one batch and uses running averages at test; here the model's own policy holds at both times.
+    Differences from the paper: none in the algorithm. The authors' code normalises support and queries of a training
+    episode in one batch and takes moving averages at test: `jmeta.Conv4(outputs=None, norm="running", pooling="max")`.
     """
-
-    check_model(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         return model.init(key, task.support.inputs)
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        embeddings, state = model.apply(key, params, state, support.inputs, train=True)
-        means = prototypes(embeddings, support.targets)
+        means = prototypes(support.inputs, support.targets)
         return Adapted((params, means, shots(support.targets) > 0), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
-        params, means, present = adapted.params
-        embeddings, _ = model.apply(key, params, adapted.state, inputs, train=False)
-        return only(present, -distance(embeddings, means))
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
+        _, means, present = adapted.params
+        return only(present, -distance(z, means))
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy, part=None)
 
 
 def prototypes(

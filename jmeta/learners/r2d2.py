@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 from jax.scipy.linalg import solve
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.errors import ConfigError
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
@@ -38,7 +38,6 @@ def r2d2(model: Model, *, penalty: float = 1.0, scale: float = 1.0) -> MetaLearn
     Differences from the paper: λ and α are exp of what is learned, so that they stay positive. The authors' network is
     wider and has dropout.
     """
-    check_model(model)
     for name, value in (("penalty", penalty), ("scale", scale)):
         if not value > 0:
             raise ConfigError(f"{name} is {value}; give a positive number.")
@@ -46,19 +45,17 @@ def r2d2(model: Model, *, penalty: float = 1.0, scale: float = 1.0) -> MetaLearn
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         params, state = model.init(key, task.support.inputs)
         head = {"log_penalty": jnp.log(penalty), "log_scale": jnp.log(scale), "shift": jnp.zeros(())}
-        return {"model": params, **head}, state
+        return {"model": params, **head}, {"model": state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        x, state = model.apply(key, params["model"], state, support.inputs, train=True)
-        w = ridge(x, support.targets, jnp.exp(params["log_penalty"]))
+        w = ridge(support.inputs, support.targets, jnp.exp(params["log_penalty"]))
         return Adapted((params, w, shots(support.targets) > 0), state, {"penalty": jnp.exp(params["log_penalty"])})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, x: Float[Array, "queries features"]) -> Array:
         params, w, present = adapted.params
-        x, _ = model.apply(key, params["model"], adapted.state, inputs, train=False)
         return only(present, jnp.exp(params["log_scale"]) * (x @ w) + params["shift"])
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)
 
 
 def ridge(

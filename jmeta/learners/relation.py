@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.losses import Mask
 from jmeta.masks import shots
 from jmeta.models.adapters import linen
 from jmeta.models.networks import MLP
@@ -39,7 +40,6 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
     Pairs of queries and classes are formed, as a learned comparison needs: memory grows with queries x classes x
     features.
     """
-    check_model(model)
     compare = relation or linen(MLP(outputs=1, hidden=(128, 64)))
     check_model(compare)
 
@@ -51,24 +51,24 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
         return {"model": params, "compare": compare_params}, {"model": state, "compare": compare_state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        z, model_state = model.apply(key, params["model"], state["model"], support.inputs, train=True)
         counts = shots(support.targets)
-        classes = jnp.tensordot(support.targets / jnp.maximum(counts, 1.0)[None], z, axes=(0, 0))
-        return Adapted((params, classes, counts > 0), {**state, "model": model_state}, {})
+        classes = jnp.tensordot(support.targets / jnp.maximum(counts, 1.0)[None], support.inputs, axes=(0, 0))
+        return Adapted((params, classes, counts > 0), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries ... features"]) -> Array:
         params, classes, present = adapted.params
-        z, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
         shape = (len(z), *classes.shape)
         pairs = jnp.concatenate([jnp.broadcast_to(z[:, None], shape), jnp.broadcast_to(classes[None], shape)], axis=-1)
         pairs = pairs.reshape(-1, *pairs.shape[2:])
         scores, _ = compare.apply(key, params["compare"], adapted.state["compare"], pairs, train=False)
         return jnp.where(present[None], jax.nn.sigmoid(scores.reshape(shape[:2])), 0.0)
 
-    return episodic(init, adapt, predict, _squared_error)
+    return embedded(model, init, adapt, predict, _squared_error)
 
 
-def _squared_error(outputs: Float[Array, "n ways"], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
+def _squared_error(
+    outputs: Float[Array, "n ways"], targets: Float[Array, "n ways"], mask: Mask = None
+) -> Float[Array, ""]:
     """The mean over the labelled rows of Σₖ (rₖ − targetₖ)²."""
-    labelled = targets.sum(axis=1)
+    labelled = targets.sum(axis=1) if mask is None else targets.sum(axis=1) * mask.astype(targets.dtype)
     return (jnp.square(outputs - targets).sum(axis=1) * labelled).sum() / jnp.maximum(labelled.sum(), 1.0)

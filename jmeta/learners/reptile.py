@@ -67,7 +67,9 @@ def reptile(
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
         rows_key, key = jax.random.split(key)
         n = len(support.targets)
-        rows = jax.random.permutation(rows_key, n)[: inner_batch or n]
+        score = jax.random.uniform(rows_key, (n,))
+        score = score if isinstance(support.mask, tuple) else jnp.where(support.mask, score, -1.0)
+        rows = jax.lax.top_k(score, min(inner_batch or n, n))[1]
         return whole(key, params, state, jax.tree.map(lambda x: x[rows], support))
 
     adapt = first_order()(InnerProblem(inner_loss, inner_optimizer(inner_rate), inner_steps))

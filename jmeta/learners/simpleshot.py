@@ -4,7 +4,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Examples, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import (
+    Adapted,
+    Examples,
+    Info,
+    MetaLearner,
+    Model,
+    Params,
+    State,
+    Task,
+    at_test,
+    check_model,
+    outputs_of,
+    over_tasks,
+)
 from jmeta.distances import squared_euclidean, unit
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import prototypes
@@ -36,7 +49,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
 
     Example:
         >>> import jax, jmeta
-        >>> learner = jmeta.simpleshot(jmeta.linen(jmeta.Conv4(outputs=None, batch_norm="running")))
+        >>> learner = jmeta.simpleshot(jmeta.linen(jmeta.Conv4(outputs=None, norm="running")))
         >>> fitted = jmeta.fit(jax.random.key(0), learner, jmeta.glyphs(batch=64), steps=2, tasks=1)
 
     Reference: Wang, Chao, Weinberger, van der Maaten 2019, "SimpleShot: Revisiting Nearest-Neighbor Classification for
@@ -70,7 +83,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         return unit(z) if normalise else z
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        z, model_state = model.apply(key, params["body"], state["model"], support.inputs, train=True)
+        z, model_state = outputs_of(at_test(model), key, params["body"], state["model"], support, train=True)
         state = {**state, "model": model_state}
         means = prototypes(transformed(z, state), support.targets)
         return Adapted((params, means, shots(support.targets) > 0), state, {})

@@ -9,11 +9,24 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import first_order
-from jmeta.core import Adapted, Examples, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import (
+    Adapted,
+    Examples,
+    Info,
+    MetaLearner,
+    Model,
+    Params,
+    State,
+    Task,
+    at_test,
+    check_model,
+    outputs_of,
+    over_tasks,
+)
 from jmeta.distances import cosine, unit
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, support_loss
-from jmeta.losses import softmax_cross_entropy
+from jmeta.losses import measured, softmax_cross_entropy
 from jmeta.tree import everything, under
 
 Head = Mapping[str, Array]
@@ -53,14 +66,14 @@ def transfer(
 
     Example:
         >>> import jax, jmeta
-        >>> learner = jmeta.transfer(jmeta.linen(jmeta.Conv4(outputs=None, batch_norm="running")))
+        >>> learner = jmeta.transfer(jmeta.linen(jmeta.Conv4(outputs=None, norm="running")))
         >>> fitted = jmeta.fit(jax.random.key(0), learner, jmeta.glyphs(batch=64), steps=2, tasks=1)
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, "A Closer Look at Few-shot Classification", section 3.2,
     https://arxiv.org/abs/1904.04232.
 
     Differences from the paper: fine-tuning takes full batches of the support; the paper takes mini-batches of 4, 100
-    times.
+    times. Batch norm keeps the averages of pre-training, for support and queries.
     """
     check_inner(inner_rate, inner_steps)
     adaptable = everything if body else under("head")
@@ -68,7 +81,9 @@ def transfer(
         model,
         linear,
         lambda key, head, ways: jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], ways), x.dtype), head),
-        InnerProblem(support_loss(with_head(model, linear), loss), inner_optimizer(inner_rate), inner_steps, adaptable),
+        InnerProblem(
+            support_loss(with_head(at_test(model), linear), loss), inner_optimizer(inner_rate), inner_steps, adaptable
+        ),
         loss,
         new_head,
     )
@@ -101,7 +116,7 @@ def baseline_plus_plus(
 
     Example:
         >>> import jmeta
-        >>> learner = jmeta.baseline_plus_plus(jmeta.linen(jmeta.Conv4(outputs=None, batch_norm="running")))
+        >>> learner = jmeta.baseline_plus_plus(jmeta.linen(jmeta.Conv4(outputs=None, norm="running")))
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, "A Closer Look at Few-shot Classification", section 3.3,
     https://arxiv.org/abs/1904.04232.
@@ -118,7 +133,7 @@ def baseline_plus_plus(
         kernel = head["kernel"]
         return {"kernel": jax.random.normal(key, (len(kernel), ways), kernel.dtype)}
 
-    loss = support_loss(with_head(model, logits), softmax_cross_entropy)
+    loss = support_loss(with_head(at_test(model), logits), softmax_cross_entropy)
     problem = InnerProblem(loss, inner_optimizer(inner_rate), inner_steps, under("head"))
     return _fine_tuned(model, logits, draw, problem, softmax_cross_entropy, new_head=True)
 
@@ -141,7 +156,7 @@ def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> M
 
     Example:
         >>> import jmeta
-        >>> learner = jmeta.linear_probe(jmeta.linen(jmeta.Conv4(outputs=None, batch_norm="running")))
+        >>> learner = jmeta.linear_probe(jmeta.linen(jmeta.Conv4(outputs=None, norm="running")))
 
     Reference: Tian, Wang, Krishnan, Tenenbaum, Isola 2020, "Rethinking Few-Shot Image Classification: a Good Embedding
     Is All You Need?", section 3, https://arxiv.org/abs/2003.11539.
@@ -157,7 +172,7 @@ def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> M
         raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        z, state = model.apply(key, params["body"], state, support.inputs, train=True)
+        z, state = outputs_of(at_test(model), key, params["body"], state, support, train=True)
         head, value = logistic_regression(unit(z), support.targets, penalty=penalty, maxiter=maxiter)
         return Adapted({"body": params["body"], "head": head}, state, {"inner_loss": value})
 
@@ -213,9 +228,9 @@ def with_head(model: Model, logits: Logits) -> Model:
     """An embedding with a head as one model of `{"body": θ, "head": ...}`; its `init` remains that of the embedding."""
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, **mask: Any
     ) -> tuple[Float[Array, "n ways"], State]:
-        z, state = model.apply(key, params["body"], state, inputs, train=train)
+        z, state = model.apply(key, params["body"], state, inputs, train=train, **mask)
         return logits(z, params["head"]), state
 
     return model._replace(apply=apply)
@@ -237,8 +252,8 @@ def _pretrained(model: Model, logits: Logits, loss: Loss) -> MetaLearner:
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        outputs, state = network.apply(key, params, state, task.query.inputs, train=True)
-        return loss(outputs, task.query.targets), (state, {})
+        outputs, state = outputs_of(network, key, params, state, task.query, train=True)
+        return measured(loss, outputs, task.query), (state, {})
 
     def not_adapted(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         return Adapted(params, state, {})

@@ -27,8 +27,25 @@ class Entry(NamedTuple):
 
 
 MODELS: Mapping[str, Entry] = {
-    "conv4": Entry(partial(Conv4, pooling="stride"), "four convolutions of stride 2, spatial mean", "Finn et al. 2017"),
-    "conv4-max": Entry(partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling", "Vinyals et al. 2016"),
+    "conv4": Entry(Conv4, "four convolutions of stride 2, group norm", "Finn et al. 2017, Wu, He 2018"),
+    "conv4-max": Entry(
+        partial(Conv4, pooling="max"), "four convolutions with 2x2 max-pooling, group norm", "Vinyals et al. 2016"
+    ),
+    "conv4-maml": Entry(
+        partial(Conv4, norm="transductive", scale=False, spatial="mean", head_init="random"),
+        "that of MAML on Omniglot: stride 2, transductive batch norm, spatial mean",
+        "Finn et al. 2017",
+    ),
+    "conv4-maml-max": Entry(
+        partial(Conv4, pooling="max", norm="transductive", scale=False, head_init="random"),
+        "that of MAML on mini-ImageNet: max-pooling, transductive batch norm",
+        "Finn et al. 2017",
+    ),
+    "conv4-protonet": Entry(
+        partial(Conv4, pooling="max", norm="running"),
+        "that of prototypical networks: max-pooling, batch norm with moving averages",
+        "Snell et al. 2017",
+    ),
     "policy": Entry(Policy, "perceptron 64-64 that acts without memory", "Finn et al. 2017"),
     "recurrent-policy": Entry(
         RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"

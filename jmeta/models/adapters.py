@@ -10,18 +10,22 @@ from flax import linen as nn
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Model, Params, State
+from jmeta.errors import ModelError
+from jmeta.losses import Mask
 
 
 def linen(module: nn.Module) -> Model:
     """A Flax Linen module as a `Model`.
 
     Args:
-        module: its `__call__(inputs)` gives the outputs. A `train` argument is passed on if it has one: true on the
-            support, false on the queries. A `"dropout"` stream of random numbers is provided.
+        module: its `__call__(inputs)` gives the outputs. A `train` argument is passed on if it has one: true on what
+            the network learns from, false on what it answers; likewise a `mask` of the rows that are there, for
+            `nn.BatchNorm(...)(x, mask=...)` and the like. A `"dropout"` stream of random numbers is provided.
 
     Returns:
-        The model. `params` is the collection `"params"`, `state` all the others (batch statistics); no gradient flows
-        through the state.
+        The model. `params` is the collection `"params"`, `state` all the others. Moving averages, the collection
+        `"batch_stats"`, count as constants; through all other collections θ is trained, as through the statistics of
+        the support, `"task_stats"`, of `jmeta.BatchNorm("per_task")`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jmeta
@@ -30,19 +34,18 @@ def linen(module: nn.Module) -> Model:
         >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
         (2, 5)
     """
-    options = _train_option(type(module).__call__)
+    options = _options(type(module).__call__)
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
         variables = module.init(key, inputs, **options(False))
         return variables.get("params", {}), {name: v for name, v in variables.items() if name != "params"}
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        variables = {"params": params, **state}
-        outputs, state = module.apply(variables, inputs, **options(train), mutable=list(state), rngs={"dropout": key})
-        # Statistics seen at query time are data, not a path for second-order terms.
-        return outputs, jax.lax.stop_gradient(dict(state))
+        variables, given = {"params": params, **state}, options(train, mask, state)
+        outputs, state = module.apply(variables, inputs, **given, mutable=list(state), rngs={"dropout": key})
+        return outputs, _averages_as_constants(dict(state))
 
     return Model(init, apply)
 
@@ -52,11 +55,13 @@ def nnx(make: Callable[[Any], Any]) -> Model:
 
     Args:
         make: `(rngs) -> module`, so that every `init` draws new parameters. The module is put into `train()` mode on
-            the support and into `eval()` mode on the queries; its random streams start anew from the key of each call.
+            what it learns from and into `eval()` mode on what it answers; its random streams start anew from the key of
+            each call. It may take a `mask` of the rows that are there.
 
     Returns:
-        The model. `params` holds the `nnx.Param` variables, `state` all the others (batch statistics) but the random
-        streams; no gradient flows through the state.
+        The model. `params` holds the `nnx.Param` variables, `state` all the others but the random streams:
+        `nnx.BatchStat` variables under `"batch_stats"`, moving averages that count as constants, and the rest under
+        `"others"`, through which θ is trained.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -68,11 +73,17 @@ def nnx(make: Callable[[Any], Any]) -> Model:
     """
     from flax import nnx as flax_nnx
 
-    def split(module: Any) -> Any:
-        graph, *parts = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
-        return graph, *map(flax_nnx.to_pure_dict, parts)
+    kinds = flax_nnx.Param, flax_nnx.RngState, flax_nnx.BatchStat
 
-    graph, _, random, _ = split(flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0))))
+    def split(module: Any) -> Any:
+        graph, *parts = flax_nnx.split(module, *kinds, ...)
+        params, random, averages, others = map(flax_nnx.to_pure_dict, parts)
+        state = {"batch_stats": averages, "others": others}
+        return graph, params, random, {name: part for name, part in state.items() if part}
+
+    abstract = flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0)))
+    options = _options(type(abstract).__call__, takes=("mask",))
+    graph, _, random, _ = split(abstract)
 
     def streams(key: Key[Array, ""]) -> PyTree:
         def start(i: int, leaf: Any) -> Array:
@@ -88,12 +99,12 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         return params, state
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        module = flax_nnx.merge(graph, params, streams(key), state)
+        module = flax_nnx.merge(graph, params, streams(key), *state.values())
         (module.train if train else module.eval)()
-        outputs = module(inputs)
-        return outputs, jax.lax.stop_gradient(split(module)[-1])
+        outputs = module(inputs, **options(train, mask, state))
+        return outputs, _averages_as_constants(split(module)[-1])
 
     return Model(init, apply)
 
@@ -123,9 +134,9 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
         return eqx.filter(make(key), eqx.is_inexact_array), ()
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        return jax.vmap(eqx.combine(params, static))(inputs), state
+        return jax.vmap(eqx.combine(params, static))(inputs), state  # one example at a time needs no mask
 
     return Model(init, apply)
 
@@ -135,10 +146,12 @@ def haiku(function: Callable[..., Any]) -> Model:
 
     Args:
         function: what `hk.transform_with_state` takes: `function(inputs)` builds the network and gives its outputs. A
-            `train` argument is passed on if it has one: true on the support, false on the queries.
+            `train` argument is passed on if it has one: true on what the network learns from, false on what it answers;
+            likewise a `mask` of the rows that are there.
 
     Returns:
-        The model; no gradient flows through the state.
+        The model. The state of `hk.ExponentialMovingAverage`, of which Haiku's batch norm is made, lies under
+        `"batch_stats"` and counts as a constant; the rest, under `"others"`, does not.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp, jmeta
@@ -150,24 +163,47 @@ def haiku(function: Callable[..., Any]) -> Model:
     import haiku as hk
 
     transformed = hk.transform_with_state(function)
-    options = _train_option(function)
+    options = _options(function)
+
+    def grouped(state: PyTree) -> State:
+        averages = {module: leaves for module, leaves in state.items() if "average" in leaves}
+        others = {module: leaves for module, leaves in state.items() if module not in averages}
+        return {name: part for name, part in (("batch_stats", averages), ("others", others)) if part}
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        return transformed.init(key, inputs, **options(True))  # Haiku's batch norm makes its state in training only
+        # Haiku's batch norm makes its state in training only
+        params, state = transformed.init(key, inputs, **options(True))
+        return params, grouped(state)
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        outputs, state = transformed.apply(params, state, key, inputs, **options(train))
-        return outputs, jax.lax.stop_gradient(state)
+        own = {module: leaves for part in state.values() for module, leaves in part.items()}
+        outputs, own = transformed.apply(params, own, key, inputs, **options(train, mask, state))
+        return outputs, _averages_as_constants(grouped(own))
 
     return Model(init, apply)
 
 
-def _train_option(function: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
-    """`train` as keyword arguments of a function, none if it has no such parameter."""
-    takes_train = "train" in inspect.signature(function).parameters
-    return lambda train: {"train": train} if takes_train else {}
+def _averages_as_constants(state: dict[str, Any]) -> State:
+    """Moving averages are data of former batches, not a path for the meta-gradient; NNX itself has it so."""
+    return {name: jax.lax.stop_gradient(part) if name == "batch_stats" else part for name, part in state.items()}
+
+
+def _options(function: Callable[..., Any], takes: tuple[str, ...] = ("train", "mask")) -> Callable[..., dict[str, Any]]:
+    """`train` and `mask` as keyword arguments of a function, as far as it has such parameters."""
+    known = [name for name in takes if name in inspect.signature(function).parameters]
+
+    def options(train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
+        if mask is not None and "mask" not in known and state:
+            raise ModelError(
+                "the tasks have rows that are not there, which would enter the statistics of the network; let it take "
+                "`mask`, `[n]`, and give it to its normalisation, or use one without statistics over rows."
+            )
+        given = {"train": train, "mask": mask}
+        return {name: given[name] for name in known if given[name] is not None}
+
+    return options
 
 
 def identity() -> Model:
@@ -183,7 +219,7 @@ def identity() -> Model:
     """
 
     def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
         return inputs.reshape(inputs.shape[0], -1), state
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jmeta.errors import ModelError
 from jmeta.models.convolution import Conv, conv_general_dilated
-from jmeta.models.networks import BatchNorm, BatchNormPolicy
+from jmeta.models.networks import Norm, norm_layer
 
 Images = Float[Array, "n height width channels"]
 Before = Float[Array, "n height_before width_before channels_before"]
@@ -37,12 +37,12 @@ class Settings(NamedTuple):
     Args:
         features: channels of what an operation gives, and of what it gets.
         strides: 2 where it halves height and width.
-        batch_norm: the policy of `jmeta.BatchNorm`.
+        norm: the normalisation, as in `jmeta.Conv4`.
     """
 
     features: int
     strides: int
-    batch_norm: BatchNormPolicy
+    norm: Norm
 
 
 class SeparableConv(nn.Module):
@@ -82,19 +82,19 @@ class SeparableConv(nn.Module):
 
 
 class _Pointwise(nn.Module):
-    """ReLU, convolution 1x1, batch norm."""
+    """ReLU, convolution 1x1, normalisation."""
 
     settings: Settings
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Results:
-        f, strides, policy = self.settings
+        f, strides, norm = self.settings
         x = Conv(f, (1, 1), use_bias=False)(nn.relu(x[:, ::strides, ::strides]))
-        return BatchNorm(policy)(x, train=train)
+        return norm_layer(norm)(x, train=train)
 
 
 class _Separable(nn.Module):
-    """ReLU, depthwise and pointwise convolution, batch norm; `times` in a row."""
+    """ReLU, depthwise and pointwise convolution, normalisation; `times` in a row."""
 
     settings: Settings
     kernel: int
@@ -103,28 +103,28 @@ class _Separable(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Results:
-        f, strides, policy = self.settings
+        f, strides, norm = self.settings
         for _ in range(self.times):
             x = SeparableConv(f, self.kernel, strides, self.dilation)(nn.relu(x))
-            x = BatchNorm(policy)(x, train=train)
+            x = norm_layer(norm)(x, train=train)
             strides = 1
         return x
 
 
 class _Pooled(nn.Module):
-    """The maximum or the mean of 3x3, and batch norm."""
+    """The maximum or the mean of 3x3, and normalisation."""
 
     settings: Settings
     maximum: bool
 
     @nn.compact
     def __call__(self, x: Images, train: bool) -> Results:
-        _, strides, policy = self.settings
+        _, strides, norm = self.settings
         if self.maximum:
             y = _max_of_three(_max_of_three(x, 1), 2)[:, ::strides, ::strides]
         else:
             y = nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)), count_include_pad=False)
-        return BatchNorm(policy)(y, train=train)
+        return norm_layer(norm)(y, train=train)
 
 
 def _max_of_three(x: Images, axis: int) -> Images:
@@ -198,8 +198,8 @@ class _Cell(nn.Module):
 
     @nn.compact
     def __call__(self, before: Before, last: Images, weights: Array | None, train: bool) -> Results:
-        f, strides, policy = self.settings
-        same = Settings(f, 1, policy)
+        f, strides, norm = self.settings
+        same = Settings(f, 1, norm)
         halved = same._replace(strides=2 if before.shape[1] > last.shape[1] else 1)
         states = [_Pointwise(halved)(before, train), _Pointwise(same)(last, train)]
         for node in range(self.nodes):
@@ -240,7 +240,7 @@ class CellNetwork(nn.Module):
         cells: `"normal"` or `"reduction"`, from the stem to the end.
         nodes: of a cell, whose result is all of them side by side.
         genotype: the cells that were chosen; None for the search.
-        batch_norm: the policy of `jmeta.BatchNorm`.
+        norm: the normalisation, as in `jmeta.Conv4`.
         operations: by name, each a function from `Settings` to a module that is called with images and `train`.
 
     Raises:
@@ -265,7 +265,7 @@ class CellNetwork(nn.Module):
     cells: tuple[str, ...] = ("normal", "reduction", "normal")
     nodes: int = 2
     genotype: Genotype | None = None
-    batch_norm: BatchNormPolicy = "transductive"
+    norm: Norm = "transductive"
     operations: Mapping[str, Operation] = nn.FrozenDict(OPERATIONS)
 
     @nn.compact
@@ -276,10 +276,10 @@ class CellNetwork(nn.Module):
             weights = {name: jax.nn.softmax(a, axis=-1) for name, a in architecture().items()}
         f = self.features
         stem = Conv(self.nodes * f, (3, 3), strides=2, use_bias=False)(images)
-        before = last = BatchNorm(self.batch_norm)(stem, train=train)
+        before = last = norm_layer(self.norm)(stem, train=train)
         for kind in self.cells:
             f = 2 * f if kind == "reduction" else f
-            settings = Settings(f, 2 if kind == "reduction" else 1, self.batch_norm)
+            settings = Settings(f, 2 if kind == "reduction" else 1, self.norm)
             edges = None if self.genotype is None else getattr(self.genotype, kind)
             cell = _Cell(settings, self.nodes, self.operations, edges)
             before, last = last, cell(before, last, weights[kind], train)

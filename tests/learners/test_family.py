@@ -239,7 +239,7 @@ def test_cavia_adapts_the_context_alone_and_starts_at_zero():
         jmeta.fit(KEY, jmeta.cavia(jmeta.linen(jmeta.MLP(outputs=1)), **MSE), jmeta.sinusoid(), steps=1)
 
 
-OFF = {"learned_rates": False, "multi_step_loss": 0, "per_step_batch_norm": False}
+OFF = {"learned_rates": False, "multi_step_loss": 0, "per_step_norm": False}
 
 
 def images():

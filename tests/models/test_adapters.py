@@ -172,7 +172,7 @@ def test_batch_norm_and_dropout_train_on_the_support_and_rest_on_the_queries(lib
 
 
 @pytest.mark.parametrize("library", NORMALISED)
-def test_no_gradient_flows_through_the_state(library):
+def test_moving_averages_are_constants(library):
     model = NORMALISED[library]()
     x = jnp.asarray(RNG.normal(size=(8, 4)), jnp.float32)
     params, state = model.init(jax.random.key(0), x)
