@@ -20,6 +20,7 @@ from jmeta.distances import (
     cosine,
     diagonal_mahalanobis,
     dot_product,
+    euclidean,
     mahalanobis,
     squared_euclidean,
     with_metric,
@@ -63,6 +64,6 @@ from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4
-from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
+from jmeta.models.text import TextEncoder, TokenIds, hashed_text, inverse_document_frequency
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

@@ -1,7 +1,7 @@
 """Zero-shot learning: classes known by their descriptions alone (Snell et al. 2017, section 2.7)."""
 
 import jax
-import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
@@ -11,8 +11,7 @@ from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only
 from jmeta.models.adapters import linen
-from jmeta.models.networks import MLP
-from jmeta.models.text import TextEncoder
+from jmeta.models.text import TextEncoder, TokenIds
 
 
 def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance = squared_euclidean) -> MetaLearner:
@@ -23,8 +22,8 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
     Args:
         model: the embedding f_θ of the queries, whose outputs `[n, features]` have any width.
         describe: g_θ before its last linear map, which the learner adds to reach the width of f_θ. Default: for
-            descriptions that are vectors a perceptron with one hidden layer of 256, for token ids `jmeta.TextEncoder`
-            with one too.
+            descriptions that are vectors a perceptron with one hidden layer of 256, for `jmeta.TokenIds` a
+            `jmeta.TextEncoder` with one too.
         distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
 
     Returns:
@@ -67,8 +66,7 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
 
 def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
     """θ and state of f (`"model"`) and g (`"describe"`, and `"map"` to the width of f)."""
-    descriptions = descriptions_of(task.support)
-    reader = _reader(describe, descriptions)
+    reader, descriptions = _reader(describe, task.support)
     model_key, describe_key, map_key = jax.random.split(key, 3)
     params, state = model.init(model_key, task.query.inputs)
     describe_params, describe_state = reader.init(describe_key, descriptions)
@@ -86,27 +84,33 @@ def read_descriptions(
     describe: Model | None, key: Key[Array, ""], params: Params, state: State, support: Examples, *, train: bool
 ) -> tuple[Float[Array, "ways features"], State]:
     """wₖ = g(description of class k) in the space of f, and the state after it."""
-    descriptions = descriptions_of(support)
-    reader = _reader(describe, descriptions)
+    reader, descriptions = _reader(describe, support)
     features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
     return features @ params["map"], {**state, "describe": new}
 
 
-def descriptions_of(support: Examples) -> Array:
-    """The descriptions of a support; `DataError` where it has none."""
-    if isinstance(support.descriptions, tuple):
+def _reader(describe: Model | None, support: Examples) -> tuple[Model, Array]:
+    """g before its last linear map, and what it reads; `DataError` where the support has no descriptions."""
+    if not jax.tree.leaves(support.descriptions):
         raise DataError(
             "the support has no descriptions of its classes; give from_arrays(..., descriptions=...), or glyphs("
             "descriptions='attributes')."
         )
-    return support.descriptions
-
-
-def _reader(describe: Model | None, descriptions: Array) -> Model:
+    text = isinstance(support.descriptions, TokenIds)
+    descriptions = support.descriptions.ids if text else support.descriptions
     if describe is not None:
         check_model(describe)
-        return describe
-    text = jnp.issubdtype(descriptions.dtype, jnp.integer)
+        return describe, descriptions
     return linen(
-        TextEncoder(features=128, hidden=256, spread=0.05, dropout=0.0) if text else MLP(outputs=None, hidden=(256,))
-    )
+        TextEncoder(features=128, hidden=256, spread=0.05, dropout=0.0) if text else _Hidden(256)
+    ), descriptions
+
+
+class _Hidden(nn.Module):
+    """A hidden layer of a perceptron, which the linear map to the width of f makes whole."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, descriptions: Float[Array, "ways ..."]) -> Float[Array, "ways width"]:
+        return nn.relu(nn.Dense(self.width)(descriptions.reshape(len(descriptions), -1)))
