@@ -43,6 +43,7 @@ from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.maml_rl import maml_rl

@@ -66,18 +66,21 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
 
 def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
     """θ and state of f (`"model"`) and g (`"describe"`, and `"map"` to the width of f)."""
-    reader, descriptions = _reader(describe, task.support)
-    model_key, describe_key, map_key = jax.random.split(key, 3)
+    model_key, reader_key = jax.random.split(key)
     params, state = model.init(model_key, task.query.inputs)
-    describe_params, describe_state = reader.init(describe_key, descriptions)
+    z, _ = jax.eval_shape(lambda: model.apply(key, params, state, task.query.inputs, train=False))
+    reader_params, reader_state = init_reader(describe, reader_key, task.support, z.shape[-1])
+    return {"model": params, **reader_params}, {"model": state, **reader_state}
 
-    def width(network: Model, params: Params, state: State, inputs: PyTree) -> int:
-        outputs, _ = jax.eval_shape(lambda: network.apply(key, params, state, inputs, train=False))
-        return int(outputs.shape[-1])
 
-    shape = width(reader, describe_params, describe_state, descriptions), width(model, params, state, task.query.inputs)
-    linear = jax.nn.initializers.lecun_normal()(map_key, shape, jax.tree.leaves(describe_params)[0].dtype)
-    return {"model": params, "describe": describe_params, "map": linear}, {"model": state, "describe": describe_state}
+def init_reader(describe: Model | None, key: Key[Array, ""], support: Examples, width: int) -> tuple[Params, State]:
+    """θ and state of g alone, for an f of that width."""
+    reader, descriptions = _reader(describe, support)
+    describe_key, map_key = jax.random.split(key)
+    params, state = reader.init(describe_key, descriptions)
+    features, _ = jax.eval_shape(lambda: reader.apply(key, params, state, descriptions, train=False))
+    linear = jax.nn.initializers.lecun_normal()(map_key, (features.shape[-1], width), jax.tree.leaves(params)[0].dtype)
+    return {"describe": params, "map": linear}, {"describe": state}
 
 
 def read_descriptions(
