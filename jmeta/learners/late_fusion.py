@@ -15,7 +15,7 @@ from jmeta.learners.zero_shot import init_reader, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
 
-_SPEED = 10.0  # log β is this times its parameter, so that steps that suit a network move it far enough
+_SPEED = 20.0  # log β is this times its parameter, so that steps that suit a network move it far enough
 
 
 class Evidence(NamedTuple):
@@ -61,7 +61,7 @@ def late_fusion(
     class is a hash of its description. If descriptions say nothing about the images of new classes, β falls to 0.
 
     The objective is the sum of three cross entropies: of the images alone, of the descriptions alone (the mean over j),
-    and of the fused distances, whose gradient reaches β alone.
+    and of the fused distances, standardised, whose gradient reaches β alone.
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width.
@@ -163,6 +163,31 @@ def fused(
     return share * images + (1.0 - share) * (descriptions - offset[:, None])
 
 
+def standardised(distances: Float[Array, "queries ways"], known: Bool[Array, "ways"]) -> Float[Array, "queries ways"]:
+    """Distances from their mean over the known classes, in units of their root mean square over all queries.
+
+    The cross entropy of them asks how well distances tell classes apart and not how large they are: training classes
+    are told apart by their images with a loss of nearly 0, which would leave no gradient.
+
+    Args:
+        distances: `[queries, ways]`.
+        known: `[ways]`.
+
+    Returns:
+        `[queries, ways]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.learners.late_fusion import standardised
+        >>> standardised(jnp.asarray([[5.0, 9.0], [8.0, 4.0]]), jnp.asarray([True, True])).tolist()
+        [[-1.0, 1.0], [1.0, -1.0]]
+    """
+    mask = known.astype(distances.dtype)
+    centred = (distances - (distances @ mask / jnp.maximum(mask.sum(), 1.0))[:, None]) * mask[None]
+    square = jnp.square(centred).sum() / jnp.maximum(mask.sum() * len(distances), 1.0)
+    return centred / jnp.sqrt(square + jnp.finfo(distances.dtype).tiny ** 0.5)
+
+
 def fold_of(descriptions: PyTree, folds: int) -> Int[Array, "ways"]:
     """A number below `folds` for each description, the same for the same description: `[ways, ...] -> [ways]`."""
     (x,) = jax.tree.leaves(descriptions)
@@ -187,5 +212,6 @@ def _loss(said: Evidence, targets: Float[Array, "queries ways"]) -> Float[Array,
     learns = told[None] & (said.fold[None] != jnp.arange(len(said.readers))[:, None])
     new = jnp.take_along_axis(said.readers, said.fold[None, None], axis=0)[0]
     images, new = jax.lax.stop_gradient((said.images, new))
-    together = cross_entropy(seen & told, fused(images, new, said.shots, told, said.worth))
+    both = seen & told
+    together = cross_entropy(both, standardised(fused(images, new, said.shots, told, said.worth), both))
     return cross_entropy(seen, said.images) + jax.vmap(cross_entropy)(learns, said.readers).mean() + together

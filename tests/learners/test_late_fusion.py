@@ -30,7 +30,7 @@ def task(shots=(2, 2, 2), told=(1, 1, 1), queries=5, seed=0):
 
 def start(worth=0.5):
     params, state = LEARNER.init(KEY, task())
-    return {**params, "worth": jnp.log(jnp.asarray(worth, jnp.float32)) / 10}, state
+    return {**params, "worth": jnp.log(jnp.asarray(worth, jnp.float32)) / 20}, state
 
 
 def answer(learner, params, state, episode):
@@ -131,16 +131,20 @@ def test_the_objective_is_three_cross_entropies_of_which_the_last_reaches_the_wo
     new = np.stack([e[fold[k], :, k] for k in range(3)], axis=1)
     images = cross_entropy([1, 1, 0], d)
     texts = np.mean([cross_entropy([0, 1, 0], e[0]), cross_entropy([1, 0, 1], e[1])])
-    together = cross_entropy([1, 1, 0], by_hand(d, new, shots, told, 0.3))
+
+    def fusion(worth):
+        distances = by_hand(d, new, shots, told, worth)[:, :2]
+        distances = distances - distances.mean(1, keepdims=True)
+        return cross_entropy([1, 1, 0], distances / np.sqrt(np.mean(distances**2)))
+
     arrays = [jnp.asarray(a) for a in (d, e.mean(0), e, shots.astype(float), told.astype(bool), fold)]
 
     def objective(d, e, worth):
         return _loss(Evidence(d, arrays[1], e, *arrays[3:], worth), jnp.asarray(y))
 
     value, gradients = jax.value_and_grad(objective, argnums=(0, 1, 2))(arrays[0], arrays[2], jnp.asarray(0.3))
-    np.testing.assert_allclose(value, images + texts + together, rtol=1e-12)
-    slope = [cross_entropy([1, 1, 0], by_hand(d, new, shots, told, 0.3 + h)) for h in (1e-6, -1e-6)]
-    np.testing.assert_allclose(gradients[2], (slope[0] - slope[1]) / 2e-6, rtol=1e-5)
+    np.testing.assert_allclose(value, images + texts + fusion(0.3), rtol=1e-12)
+    np.testing.assert_allclose(gradients[2], (fusion(0.3 + 1e-6) - fusion(0.3 - 1e-6)) / 2e-6, rtol=1e-5)
     # a reader learns nothing of the classes of its own fold
     assert not gradients[1][fold, :, np.arange(3)].any()
     assert gradients[1].any()
@@ -169,9 +173,9 @@ def test_what_a_description_is_worth_is_learned_from_descriptions_that_were_not(
         source = jmeta.from_arrays(x, labels, ways=5, shots=(0, 3), queries=3, descriptions=descriptions)
         learner = jmeta.late_fusion(jmeta.linen(jmeta.MLP(outputs=8, hidden=(16,))), folds=2)
         fitted = jmeta.fit(KEY, learner, source, steps=300, tasks=4, log_every=100)
-        worths.append(fitted.history[-1]["worth"])
-    assert worths[0] > 0.3
-    assert worths[1] < 0.1
+        worths.append(float(jnp.exp(20 * fitted.params["worth"])))
+    assert worths[0] > 1.0
+    assert worths[1] < 0.25
 
 
 def test_one_fold_is_refused():
