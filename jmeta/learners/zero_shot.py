@@ -84,15 +84,22 @@ def init_reader(describe: Model | None, key: Key[Array, ""], support: Examples, 
 
 
 def read_descriptions(
-    describe: Model | None, key: Key[Array, ""], params: Params, state: State, support: Examples, *, train: bool
+    describe: Model | None,
+    key: Key[Array, ""],
+    params: Params,
+    state: State,
+    support: Examples,
+    *,
+    train: bool,
+    dropout: float = 0.0,
 ) -> tuple[Float[Array, "ways features"], State]:
-    """wₖ = g(description of class k) in the space of f, and the state after it."""
-    reader, descriptions = _reader(describe, support)
+    """wₖ = g(description of class k) in the space of f, and the state after it; dropout is of the default g."""
+    reader, descriptions = _reader(describe, support, dropout)
     features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
     return features @ params["map"], {**state, "describe": new}
 
 
-def _reader(describe: Model | None, support: Examples) -> tuple[Model, Array]:
+def _reader(describe: Model | None, support: Examples, dropout: float = 0.0) -> tuple[Model, Array]:
     """g before its last linear map, and what it reads; `DataError` where the support has no descriptions."""
     if not jax.tree.leaves(support.descriptions):
         raise DataError(
@@ -104,16 +111,20 @@ def _reader(describe: Model | None, support: Examples) -> tuple[Model, Array]:
     if describe is not None:
         check_model(describe)
         return describe, descriptions
-    return linen(
-        TextEncoder(features=128, hidden=256, spread=0.05, dropout=0.0) if text else _Hidden(256)
-    ), descriptions
+    if text:
+        return linen(TextEncoder(features=128, hidden=256, spread=0.05, dropout=dropout)), descriptions
+    return linen(Hidden(256, dropout)), descriptions
 
 
-class _Hidden(nn.Module):
-    """A hidden layer of a perceptron, which the linear map to the width of f makes whole."""
+class Hidden(nn.Module):
+    """A perceptron's hidden layer, with dropout in training, and its head unless the map to the width of f is that."""
 
     width: int
+    dropout: float = 0.0
+    outputs: int | None = None
 
     @nn.compact
-    def __call__(self, descriptions: Float[Array, "ways ..."]) -> Float[Array, "ways width"]:
-        return nn.relu(nn.Dense(self.width)(descriptions.reshape(len(descriptions), -1)))
+    def __call__(self, inputs: Float[Array, "n ..."], train: bool = False) -> Float[Array, "n outputs"]:
+        hidden = nn.relu(nn.Dense(self.width)(inputs.reshape(len(inputs), -1)))
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return hidden if self.outputs is None else nn.Dense(self.outputs, name="head")(hidden)
