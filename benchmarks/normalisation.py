@@ -125,16 +125,11 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
         result[str(steps)] = {"seconds": time.monotonic() - begin}
         for other in DATA:
             test = experiment.make_source(experiment.resolve(row.learner, other, model=row.model), "test")
-            result[str(steps)][other] = [
-                jmeta.evaluate(
-                    jax.random.key(1),
-                    tester,
-                    *jax.tree.map(lambda x, i=i: x[i], (params, state)),
-                    test,
-                    episodes=EPISODES,
-                )
-                for i in range(seeds)
-            ]
+            result[str(steps)][other] = []
+            for i in range(seeds):
+                θ, statistics = jax.tree.map(lambda x, i=i: x[i], (params, state))
+                tested = jmeta.evaluate(jax.random.key(1), tester, θ, statistics, test, episodes=EPISODES)
+                result[str(steps)][other].append(tested)
     return result
 
 

@@ -20,6 +20,7 @@ from jmeta.distances import (
     cosine,
     diagonal_mahalanobis,
     dot_product,
+    euclidean,
     mahalanobis,
     squared_euclidean,
     with_metric,
@@ -42,6 +43,7 @@ from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.maml_rl import maml_rl
@@ -63,6 +65,6 @@ from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4, GroupNorm
-from jmeta.models.text import TextEncoder, hashed_text, inverse_document_frequency
+from jmeta.models.text import TextEncoder, TokenIds, hashed_text, inverse_document_frequency
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step

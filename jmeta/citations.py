@@ -18,6 +18,13 @@ _CLOSER_LOOK = """\
   booktitle={International Conference on Learning Representations},
   year={2019}
 }"""
+_PROTOTYPICAL = """\
+@inproceedings{snell2017prototypical,
+  title={Prototypical Networks for Few-shot Learning},
+  author={Snell, Jake and Swersky, Kevin and Zemel, Richard},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2017}
+}"""
 
 CITATIONS: Mapping[str, str] = {
     "maml": _MAML,
@@ -94,13 +101,7 @@ CITATIONS: Mapping[str, str] = {
   booktitle={International Conference on Learning Representations},
   year={2020}
 }""",
-    "prototypical": """\
-@inproceedings{snell2017prototypical,
-  title={Prototypical Networks for Few-shot Learning},
-  author={Snell, Jake and Swersky, Kevin and Zemel, Richard},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2017}
-}""",
+    "prototypical": _PROTOTYPICAL,
     "transfer": _CLOSER_LOOK,
     "linear_probe": """\
 @inproceedings{tian2020rethinking,
@@ -145,13 +146,8 @@ CITATIONS: Mapping[str, str] = {
   journal={arXiv preprint arXiv:1911.04623},
   year={2019}
 }""",
-    "zero_shot": """\
-@inproceedings{snell2017prototypical,
-  title={Prototypical Networks for Few-shot Learning},
-  author={Snell, Jake and Swersky, Kevin and Zemel, Richard},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2017}
-}""",
+    "zero_shot": _PROTOTYPICAL,
+    "late_fusion": _PROTOTYPICAL,
     "am3": """\
 @inproceedings{xing2019adaptive,
   title={Adaptive Cross-Modal Few-shot Learning},

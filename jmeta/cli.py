@@ -32,7 +32,7 @@ from jmeta.experiment import Config, check_seed
 from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
-from jmeta.models.text import hashed_text
+from jmeta.models.text import TokenIds, hashed_text
 from jmeta.search import Search, search
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
@@ -404,7 +404,7 @@ def _descriptions_of(run: Path, config: Config, names: Sequence[str]) -> Any:
         return ()
     if config.descriptions != "text":
         raise ConfigError(f"{run} reads {config.descriptions}, which a folder has not; train with --descriptions text.")
-    return jnp.asarray(hashed_text(names))
+    return TokenIds(jnp.asarray(hashed_text(names)))
 
 
 def list_all(flags: List) -> None:

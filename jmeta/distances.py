@@ -40,6 +40,32 @@ def squared_euclidean(
     return jnp.maximum(squares - 2.0 * z @ c.T, 0.0)
 
 
+def euclidean(
+    queries: Float[Array, "queries features"], classes: Float[Array, "classes features"]
+) -> Float[Array, "queries classes"]:
+    """‖z − c‖, whose derivative where z = c, where there is none, is 0.
+
+    Args:
+        queries: `[queries, features]`, z.
+        classes: `[classes, features]`, c.
+
+    Returns:
+        `[queries, classes]`, never negative.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.euclidean(jnp.zeros((1, 2)), jnp.asarray([[3.0, 4.0]]))[0, 0])
+        5.0
+
+    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning", section 2.3, on why its square is the
+    usual choice: the mean of a class is nearest to its examples by the square, not by the distance.
+    """
+    square = squared_euclidean(queries, classes)
+    apart = square > 0
+    # a derivative of the root at 0 is not finite, and `where` alone would multiply it by 0
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1.0)), 0.0)
+
+
 def cosine(
     queries: Float[Array, "queries features"], classes: Float[Array, "classes features"]
 ) -> Float[Array, "queries classes"]:
@@ -202,4 +228,9 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
-DISTANCES = {"squared_euclidean": squared_euclidean, "cosine": cosine, "dot_product": dot_product}
+DISTANCES = {
+    "squared_euclidean": squared_euclidean,
+    "euclidean": euclidean,
+    "cosine": cosine,
+    "dot_product": dot_product,
+}

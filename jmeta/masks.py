@@ -7,7 +7,7 @@ that never are a class which is not there.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jmeta.errors import DataError
 
@@ -17,8 +17,9 @@ def shots(targets: Float[Array, "n ways"]) -> Float[Array, "ways"]:
     return targets.sum(axis=0)
 
 
-def described(descriptions: Array) -> Bool[Array, "ways"]:
+def described(descriptions: PyTree) -> Bool[Array, "ways"]:
     """Which classes have a description, one that is not all zeros: `[ways, ...] -> [ways]`."""
+    (descriptions,) = jax.tree.leaves(descriptions)  # an array, or the token ids in `jmeta.TokenIds`
     return descriptions.reshape(descriptions.shape[0], -1).any(axis=1)
 
 

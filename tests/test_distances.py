@@ -38,6 +38,7 @@ def by_hand(name, z, c):
     scale, factor = metric_of(z.shape[1])
     return {
         "squared_euclidean": (difference**2).sum(-1),
+        "euclidean": np.linalg.norm(difference, axis=-1),
         "cosine": 1 - products / np.linalg.norm(z, axis=1)[:, None] / np.linalg.norm(c, axis=1)[None],
         "dot_product": -products,
         "diagonal_mahalanobis": np.einsum("qcf,f,qcf->qc", difference, scale**2, difference),
@@ -74,6 +75,14 @@ def test_gradients_are_finite_at_zero(name):
     for z, c in ((zero, zero), (one, one), (zero, one)):
         gradients = jax.grad(lambda z, c: kernel(z, c).sum(), argnums=(0, 1))(z, c)
         assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+
+
+def test_the_distance_itself_is_flat_where_it_is_0():
+    z = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    value, gradient = jax.value_and_grad(lambda z: jmeta.euclidean(z, z[:1] * 1.0).sum())(z)
+    np.testing.assert_allclose(value, np.sqrt(8), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.asarray([[-1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(lambda z: jmeta.euclidean(z, z).sum())(z[:1]), np.zeros((1, 2)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jmeta.core import TaskSource
 from jmeta.data.episodes import Size, from_arrays
 from jmeta.errors import ConfigError, DataError
-from jmeta.models.text import hashed_text
+from jmeta.models.text import TokenIds, hashed_text
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 FOLDS = ("01", "02", "03", "04", "05")
@@ -90,7 +90,7 @@ def clinc150(
         shots=shots,
         queries=queries,
         names=data.intents,
-        descriptions=hashed_text(data.intents, width=NAME_WIDTH) if descriptions else None,
+        descriptions=TokenIds(hashed_text(data.intents, width=NAME_WIDTH)) if descriptions else None,
         batch=batch,
     )
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.errors import DataError
+from jmeta.models.text import TokenIds
 
 Transform = Callable[[Key[Array, ""], Float[Array, "n ..."]], Float[Array, "n ..."]]
 Size = int | tuple[int, int]
-Descriptions = np.ndarray | Array | Sequence[Any] | Mapping[int, Any]
+Descriptions = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds
 
 
 class EpisodeData(NamedTuple):
@@ -66,8 +67,9 @@ def from_arrays(
         shots: labelled support examples a class, or `(least, most)`; with descriptions 0 is allowed.
         queries: query examples a class.
         names: the name of each class, in the order of the sorted distinct labels.
-        descriptions: `[classes, ...]` in the same order, or a mapping from each label to its description: attributes,
-            an embedding, or token ids (`jmeta.hashed_text`). Integers stay integers, everything else becomes float32.
+        descriptions: `[classes, ...]` in the same order, or a mapping from each label to its description: attributes
+            or an embedding, which become float32, or the token ids of a text, which
+            `jmeta.TokenIds(jmeta.hashed_text(texts))` marks as such.
         families: `[classes]`, a family for each class in the same order; an episode then draws its classes from one
             family, uniform over the families that have at least `ways` classes. Default: one family.
         transform: `(key, inputs [n, ...]) -> inputs`, applied on the device to the rows of an episode (augmentation).
@@ -82,7 +84,7 @@ def from_arrays(
     Raises:
         DataError: arrays of different length, non-finite inputs, fewer classes than ways, a class with fewer rows than
             `shots + queries`, tasks without support; descriptions that are missing, not finite, all zeros, of different
-            widths, or the same for two classes.
+            widths, or the same for two classes; integers beyond 0 and 1 that do not say whether they are token ids.
 
     Example:
         >>> import jax, jmeta, numpy as np
@@ -134,9 +136,7 @@ def from_arrays(
             support = _keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
             query = _keep(query, jnp.repeat(there, queries))
         if descriptions is not None:
-            described = data.descriptions[chosen]
-            mask = there.reshape(ways, *(1 for _ in described.shape[1:]))
-            support = support._replace(descriptions=jnp.where(mask, described, jnp.zeros_like(described)))
+            support = support._replace(descriptions=jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions))
         return Task(support, query)
 
     def sample_batch(key: Key[Array, ""], data: EpisodeData) -> Task:
@@ -168,8 +168,16 @@ def _keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
     return Examples(inputs, targets * kept[:, None].astype(targets.dtype), mask=kept)
 
 
-def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()) -> Array:
+def checked_descriptions(
+    descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()
+) -> Array | TokenIds:
     """One description for each class as an array `[classes, ...]`; `DataError` unless there is, all of one width."""
+    if isinstance(descriptions, TokenIds):
+        return TokenIds(_checked(descriptions.ids, classes, names, np.dtype(np.int32)))
+    return _checked(descriptions, classes, names, np.dtype(np.float32))
+
+
+def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype: np.dtype) -> Array:
     called = [repr(name) for name in names] or [str(label) for label in classes]
     if isinstance(descriptions, Mapping):
         missing = [name for name, label in zip(called, classes.tolist(), strict=True) if label not in descriptions]
@@ -189,8 +197,17 @@ def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names:
             )
     array = np.stack([np.asarray(one) for one in descriptions])
     if array.dtype.kind not in "buif" and array.dtype != jnp.bfloat16:
-        raise DataError(f"descriptions are {array.dtype}; make numbers of them: jmeta.hashed_text(texts) for text.")
-    array = array.astype(np.int32 if array.dtype.kind in "ui" else np.float32)
+        raise DataError(
+            f"descriptions are {array.dtype}; make numbers of them: jmeta.TokenIds(jmeta.hashed_text(texts)) for text."
+        )
+    if dtype == np.float32 and array.dtype.kind in "ui" and array.max() > 1:
+        raise DataError(
+            f"descriptions are integers up to {array.max()}, which may be token ids or numbers; give token ids as "
+            "jmeta.TokenIds(ids) and numbers as floats."
+        )
+    if dtype == np.int32 and (array.dtype.kind not in "ui" or array.min() < 0):
+        raise DataError(f"token ids are {array.dtype} from {array.min()}; jmeta.hashed_text(texts) makes them.")
+    array = array.astype(dtype)
     flat = array.reshape(len(array), -1)
     for name, row in zip(called, flat, strict=True):
         if not np.isfinite(row).all():
@@ -205,6 +222,11 @@ def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names:
                 "or make one class of them."
             )
     return jnp.asarray(array)
+
+
+def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."]:
+    """Zeros in the rows that are not kept."""
+    return jnp.where(kept.reshape(len(x), *(1 for _ in x.shape[1:])), x, jnp.zeros_like(x))
 
 
 def _range(name: str, size: Size) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from jmeta.core import TaskSource
 from jmeta.data.cache import cached
 from jmeta.data.episodes import Size, from_arrays
 from jmeta.errors import ConfigError
-from jmeta.models.text import hashed_text
+from jmeta.models.text import TokenIds, hashed_text
 
 SPLITS = ("train", "validation", "test")
 DESCRIPTIONS = ("attributes", "text")
@@ -110,8 +110,10 @@ def glyphs(
     examples = queries + max(1, shots if isinstance(shots, int) else shots[1])
     repeats = np.maximum(1, -(-examples // np.bincount(data.labels)))
     described = None
-    if descriptions is not None:
-        described = (hashed_text(data.names) if descriptions == "text" else glyph_attributes(data.names))[mine]
+    if descriptions == "attributes":
+        described = glyph_attributes(data.names)[mine]
+    elif descriptions == "text":
+        described = TokenIds(hashed_text(data.names)[mine])
     rows = np.repeat(np.arange(len(data.labels)), np.where(mine, repeats, 0)[data.labels])
     return from_arrays(
         data.images[rows],

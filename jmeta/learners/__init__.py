@@ -13,6 +13,7 @@ from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.maml_rl import maml_rl
@@ -193,6 +194,14 @@ LEARNERS: Mapping[str, Entry] = {
         "Snell et al. 2017",
         embedding=True,
         defaults=_METRIC | {"shots": 0},
+        descriptions=True,
+    ),
+    "late_fusion": Entry(
+        late_fusion,
+        "distances to images and to descriptions, fused by what descriptions are worth",
+        "jmeta",
+        embedding=True,
+        defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 5)},
         descriptions=True,
     ),
     "am3": Entry(

@@ -1,17 +1,19 @@
 """Adaptive modality mixture (Xing et al. 2019)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
 from jmeta.distances import squared_euclidean
+from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance, prototypes
-from jmeta.learners.zero_shot import init_towers, read_descriptions
+from jmeta.learners.zero_shot import Hidden, init_towers, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
 from jmeta.models.adapters import linen
-from jmeta.models.networks import MLP
 
 
 def am3(
@@ -19,6 +21,7 @@ def am3(
     *,
     describe: Model | None = None,
     gate: Model | None = None,
+    dropout: float = 0.0,
     distance: Distance = squared_euclidean,
 ) -> MetaLearner:
     """AM3: the prototype of a class is a mixture of its images and its description, by a gate for each class.
@@ -29,10 +32,15 @@ def am3(
     Without a shot λₖ = 0, which is zero-shot learning, and without a description λₖ = 1, which is a prototypical
     network: trained on a range of shots, one model serves them all.
 
+    The gate is trained on classes whose descriptions g knows by heart, and trusts those of new classes as much: where
+    descriptions say little, it is far below a prototypical network. `jmeta.late_fusion` is not.
+
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width.
         describe: g_θ before its last linear map; default as in `jmeta.zero_shot`.
         gate: h_θ, whose outputs are `[ways, 1]`; default: a perceptron with one hidden layer of 64.
+        dropout: in training, the share of the hidden units of the default g and h that are left away (of an encoder of
+            text, the share of the tokens); the authors' have 0.7 or 0.9, by data set.
         distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
 
     Returns:
@@ -40,6 +48,7 @@ def am3(
         `(θ, prototypes [ways, features], present [ways])`, `Adapted.info["image_share"]` is the mean of λₖ.
 
     Raises:
+        ConfigError: `dropout` is below 0, or 1 or more.
         ModelError: a model is no `Model`.
         DataError: from `init` and `fit`: the support has no descriptions.
 
@@ -52,10 +61,11 @@ def am3(
     https://arxiv.org/abs/1902.07104.
 
     Differences from the paper: the gate sees the number of shots beside wₖ, so that one model can serve any number; the
-    paper trains one for each. The authors' networks for g and h have dropout, these have not.
+    paper trains one for each. From the authors' code: its networks for g and h have dropout, these have it on request.
     """
-    check_model(model)
-    gate = gate or linen(MLP(outputs=1, hidden=(64,)))
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout is {dropout}; give a share from 0 to below 1.")
+    gate = gate or linen(Hidden(64, dropout, outputs=1))
     check_model(gate)
 
     def gate_inputs(w: Float[Array, "ways features"], targets: Float[Array, "n ways"]) -> Array:
@@ -68,21 +78,20 @@ def am3(
         gate_params, gate_state = gate.init(gate_key, gate_inputs(w, task.support.targets))
         return {**params, "gate": gate_params}, {**state, "gate": gate_state}
 
-    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
-        model_key, describe_key, gate_key = jax.random.split(key, 3)
-        z, model_state = model.apply(model_key, params["model"], state["model"], support.inputs, train=True)
-        w, state = read_descriptions(describe, describe_key, params, state, support, train=True)
+    def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples, train: bool = False) -> Adapted:
+        describe_key, gate_key = jax.random.split(key)
+        w, state = read_descriptions(describe, describe_key, params, state, support, train=train, dropout=dropout)
         inputs = gate_inputs(w, support.targets)
-        logit, gate_state = gate.apply(gate_key, params["gate"], state["gate"], inputs, train=True)
+        logit, gate_state = gate.apply(gate_key, params["gate"], state["gate"], inputs, train=train)
         seen, told = shots(support.targets) > 0, described(support.descriptions)
         λ = jnp.where(seen & told, jax.nn.sigmoid(logit[:, 0]), seen.astype(w.dtype))
-        mixed = λ[:, None] * prototypes(z, support.targets) + (1 - λ[:, None]) * w
-        state = {**state, "model": model_state, "gate": gate_state}
-        return Adapted((params, mixed, seen | told), state, {"image_share": λ.mean()})
+        mixed = λ[:, None] * prototypes(support.inputs, support.targets) + (1 - λ[:, None]) * w
+        return Adapted((params, mixed, seen | told), {**state, "gate": gate_state}, {"image_share": λ.mean()})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
-        params, mixed, present = adapted.params
-        embeddings, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
-        return only(present, -distance(embeddings, mixed))
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
+        _, mixed, present = adapted.params
+        return only(present, -distance(z, mixed))
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    training = embedded(model, init, partial(adapt, train=True), predict, softmax_cross_entropy)
+    # dropout of g and h is for training alone
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)._replace(objective=training.objective)

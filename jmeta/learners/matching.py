@@ -71,7 +71,7 @@ def matching(
         params, examples, targets = adapted.params
         if full_context:
             context, labelled = {"params": params["context"]}, targets.any(axis=1)
-            z = _FullContext(z.shape[-1]).apply(context, z, examples, labelled, method="queries")
+            z = jnp.asarray(_FullContext(z.shape[-1]).apply(context, z, examples, labelled, method="queries"))
         return label_attention(-distance(z, examples) / temperature, targets)
 
     return embedded(model, init, adapt, predict, softmax_cross_entropy)

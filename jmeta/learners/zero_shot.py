@@ -1,18 +1,17 @@
 """Zero-shot learning: classes known by their descriptions alone (Snell et al. 2017, section 2.7)."""
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
 from jmeta.distances import squared_euclidean
 from jmeta.errors import DataError
 from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only
 from jmeta.models.adapters import linen
-from jmeta.models.networks import MLP
-from jmeta.models.text import TextEncoder
+from jmeta.models.text import TextEncoder, TokenIds
 
 
 def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance = squared_euclidean) -> MetaLearner:
@@ -23,8 +22,8 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
     Args:
         model: the embedding f_θ of the queries, whose outputs `[n, features]` have any width.
         describe: g_θ before its last linear map, which the learner adds to reach the width of f_θ. Default: for
-            descriptions that are vectors a perceptron with one hidden layer of 256, for token ids `jmeta.TextEncoder`
-            with one too.
+            descriptions that are vectors a perceptron with one hidden layer of 256, for `jmeta.TokenIds` a
+            `jmeta.TextEncoder` with one too.
         distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
 
     Returns:
@@ -57,56 +56,74 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
         prototypes, state = read_descriptions(describe, key, params, state, support, train=True)
         return Adapted((params, prototypes, described(support.descriptions)), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
-        params, prototypes, present = adapted.params
-        embeddings, _ = model.apply(key, params["model"], adapted.state["model"], inputs, train=False)
-        return only(present, -distance(embeddings, prototypes))
+    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
+        _, prototypes, present = adapted.params
+        return only(present, -distance(z, prototypes))
 
-    return episodic(init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, predict, softmax_cross_entropy)
 
 
 def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
     """θ and state of f (`"model"`) and g (`"describe"`, and `"map"` to the width of f)."""
-    descriptions = descriptions_of(task.support)
-    reader = _reader(describe, descriptions)
-    model_key, describe_key, map_key = jax.random.split(key, 3)
+    model_key, reader_key = jax.random.split(key)
     params, state = model.init(model_key, task.query.inputs)
-    describe_params, describe_state = reader.init(describe_key, descriptions)
+    z, _ = jax.eval_shape(lambda: model.apply(key, params, state, task.query.inputs, train=False))
+    reader_params, reader_state = init_reader(describe, reader_key, task.support, z.shape[-1])
+    return {"model": params, **reader_params}, {"model": state, **reader_state}
 
-    def width(network: Model, params: Params, state: State, inputs: PyTree) -> int:
-        outputs, _ = jax.eval_shape(lambda: network.apply(key, params, state, inputs, train=False))
-        return int(outputs.shape[-1])
 
-    shape = width(reader, describe_params, describe_state, descriptions), width(model, params, state, task.query.inputs)
-    linear = jax.nn.initializers.lecun_normal()(map_key, shape, jax.tree.leaves(describe_params)[0].dtype)
-    return {"model": params, "describe": describe_params, "map": linear}, {"model": state, "describe": describe_state}
+def init_reader(describe: Model | None, key: Key[Array, ""], support: Examples, width: int) -> tuple[Params, State]:
+    """θ and state of g alone, for an f of that width."""
+    reader, descriptions = _reader(describe, support)
+    describe_key, map_key = jax.random.split(key)
+    params, state = reader.init(describe_key, descriptions)
+    features, _ = jax.eval_shape(lambda: reader.apply(key, params, state, descriptions, train=False))
+    linear = jax.nn.initializers.lecun_normal()(map_key, (features.shape[-1], width), jax.tree.leaves(params)[0].dtype)
+    return {"describe": params, "map": linear}, {"describe": state}
 
 
 def read_descriptions(
-    describe: Model | None, key: Key[Array, ""], params: Params, state: State, support: Examples, *, train: bool
+    describe: Model | None,
+    key: Key[Array, ""],
+    params: Params,
+    state: State,
+    support: Examples,
+    *,
+    train: bool,
+    dropout: float = 0.0,
 ) -> tuple[Float[Array, "ways features"], State]:
-    """wₖ = g(description of class k) in the space of f, and the state after it."""
-    descriptions = descriptions_of(support)
-    reader = _reader(describe, descriptions)
+    """wₖ = g(description of class k) in the space of f, and the state after it; dropout is of the default g."""
+    reader, descriptions = _reader(describe, support, dropout)
     features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
     return features @ params["map"], {**state, "describe": new}
 
 
-def descriptions_of(support: Examples) -> Array:
-    """The descriptions of a support; `DataError` where it has none."""
-    if isinstance(support.descriptions, tuple):
+def _reader(describe: Model | None, support: Examples, dropout: float = 0.0) -> tuple[Model, Array]:
+    """g before its last linear map, and what it reads; `DataError` where the support has no descriptions."""
+    if not jax.tree.leaves(support.descriptions):
         raise DataError(
             "the support has no descriptions of its classes; give from_arrays(..., descriptions=...), or glyphs("
             "descriptions='attributes')."
         )
-    return support.descriptions
-
-
-def _reader(describe: Model | None, descriptions: Array) -> Model:
+    text = isinstance(support.descriptions, TokenIds)
+    descriptions = support.descriptions.ids if text else support.descriptions
     if describe is not None:
         check_model(describe)
-        return describe
-    text = jnp.issubdtype(descriptions.dtype, jnp.integer)
-    return linen(
-        TextEncoder(features=128, hidden=256, spread=0.05, dropout=0.0) if text else MLP(outputs=None, hidden=(256,))
-    )
+        return describe, descriptions
+    if text:
+        return linen(TextEncoder(features=128, hidden=256, spread=0.05, dropout=dropout)), descriptions
+    return linen(Hidden(256, dropout)), descriptions
+
+
+class Hidden(nn.Module):
+    """A perceptron's hidden layer, with dropout in training, and its head unless the map to the width of f is that."""
+
+    width: int
+    dropout: float = 0.0
+    outputs: int | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "n ..."], train: bool = False) -> Float[Array, "n outputs"]:
+        hidden = nn.relu(nn.Dense(self.width)(inputs.reshape(len(inputs), -1)))
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return hidden if self.outputs is None else nn.Dense(self.outputs, name="head")(hidden)

@@ -24,10 +24,14 @@ Pool = Callable[[Array], Array]
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron with ReLU; 40-40 is the network of the sinusoid experiments.
+    """A multi-layer perceptron with ReLU between linear layers; 40-40 is the network of the sinusoid experiments.
+
+    It ends in a linear layer in any case: behind a ReLU no embedding would have a negative part, and a distance or a
+    cosine could tell classes apart on a part of the space alone.
 
     Args:
-        outputs: width of the last layer, called `head`; None leaves it away and gives the embedding.
+        outputs: width of the last layer, called `head`; None gives an embedding as wide as the last hidden layer (as
+            the inputs, where there is none), whose last layer is called `embedding`.
         hidden: widths of the hidden layers.
         context: context parameters, which are inputs beside those of every example (CAVIA); they start at 0.
         dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
@@ -61,9 +65,8 @@ class MLP(nn.Module):
             x = jnp.concatenate([x, jnp.broadcast_to(context[None], (len(x), self.context))], axis=1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        return _at_least_float32(
-            x if self.outputs is None else nn.Dense(self.outputs, dtype=self.dtype, name="head")(x)
-        )
+        width, name = (x.shape[-1], "embedding") if self.outputs is None else (self.outputs, "head")
+        return _at_least_float32(nn.Dense(width, dtype=self.dtype, name=name)(x))
 
 
 class BatchNorm(nn.Module):

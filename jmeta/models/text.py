@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,22 @@ from jaxtyping import Array, Float, Int, Num
 from jmeta.errors import ConfigError, DataError, ModelError
 
 BUCKETS = 2**14
+
+
+class TokenIds(NamedTuple):
+    """Descriptions of classes that are token ids: the type says so, since attributes may be integers as well.
+
+    Args:
+        ids: a row for each class, as `hashed_text` gives; 0 is padding, and a row of zeros says nothing. For
+            `jmeta.from_arrays` it may be a mapping from each label to its row.
+
+    Example:
+        >>> import jmeta
+        >>> jmeta.TokenIds(jmeta.hashed_text(["a dot", "a comma"], width=4)).ids.shape
+        (2, 4)
+    """
+
+    ids: Any
 
 
 def hashed_text(

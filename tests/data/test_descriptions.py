@@ -38,9 +38,31 @@ def test_descriptions_change_nothing_else():
 
 def test_token_ids_stay_integers_and_a_mapping_is_by_label():
     ids = {label: [label + 1, 0] for label in reversed(range(8))}
-    source = numbered(ways=2, descriptions=ids)
-    assert source.data.descriptions.dtype == jnp.int32
-    np.testing.assert_array_equal(source.data.descriptions[:, 0], np.arange(1, 9))
+    source = numbered(ways=(2, 3), descriptions=jmeta.TokenIds(ids))
+    (stored,) = source.data.descriptions
+    assert stored.dtype == jnp.int32
+    np.testing.assert_array_equal(stored[:, 0], np.arange(1, 9))
+    told = episodes(source).support.descriptions
+    assert isinstance(told, jmeta.TokenIds)
+    assert set(np.asarray(told.ids.any(axis=2).sum(axis=1))) == {2, 3}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float64])
+def test_ones_and_zeros_are_attributes_whatever_their_dtype(dtype):
+    attributes = np.eye(8, 20, dtype=dtype) + np.eye(8, 20, k=3, dtype=dtype)
+    source = numbered(ways=2, shots=0, descriptions=attributes)
+    assert source.data.descriptions.dtype == jnp.float32
+    learner = jmeta.zero_shot(jmeta.linen(jmeta.MLP(outputs=None, hidden=(4,))))
+    params, _ = learner.init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
+    assert set(params["describe"]) == {"Dense_0"}  # a perceptron, no reader of text
+
+
+def test_token_ids_are_read_as_text():
+    names = jmeta.hashed_text([f"class number {i}" for i in range(8)])
+    source = numbered(ways=2, shots=0, descriptions=jmeta.TokenIds(names))
+    learner = jmeta.zero_shot(jmeta.linen(jmeta.MLP(outputs=None, hidden=(4,))))
+    params, _ = learner.init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
+    assert "vectors" in params["describe"]
 
 
 def test_ways_and_shots_vary_in_one_shape():
@@ -103,7 +125,8 @@ def test_bad_descriptions_are_told():
     refuses("classes 1 and 6 have the same description; describe", descriptions=eye[[0, 1, 2, 3, 4, 5, 1, 7]])
     refuses("classes 'b' and 'g' have the same", descriptions=eye[[0, 1, 2, 3, 4, 5, 1, 7]], names=list("abcdefgh"))
     refuses(
-        r"descriptions are <U3; make numbers of them: jmeta.hashed_text", descriptions=[[f"{i:03}"] for i in range(8)]
+        r"descriptions are <U3; make numbers of them: jmeta.TokenIds\(jmeta.hashed_text",
+        descriptions=[[f"{i:03}"] for i in range(8)],
     )
 
 
@@ -135,11 +158,22 @@ def test_glyphs_are_described_by_their_names():
     assert a @ pi == 0
     for kind in ("attributes", "text"):
         source = jmeta.glyphs(split="test", ways=3, shots=0, queries=1, descriptions=kind)
-        assert source.data.descriptions.shape[0] == len(source.names)
+        assert jax.tree.leaves(source.data.descriptions)[0].shape[0] == len(source.names)
         task = source.sample(jax.random.key(0), source.data)
         assert task.support.inputs.shape == (3, 28, 28, 1)
     with pytest.raises(ConfigError, match="descriptions is 'pictures'; choose one of attributes, text, or None"):
         jmeta.glyphs(descriptions="pictures")
+
+
+def test_integers_that_may_be_either_are_told():
+    with pytest.raises(
+        DataError, match=r"integers up to 8, which may be token ids or numbers; give token ids as jmeta.Tok"
+    ):
+        numbered(descriptions=np.arange(1, 9)[:, None])
+    with pytest.raises(DataError, match=r"token ids are float64 from 0.0; jmeta.hashed_text"):
+        numbered(descriptions=jmeta.TokenIds(np.eye(8)))
+    with pytest.raises(DataError, match="the description of class 0 is all zeros"):
+        numbered(descriptions=jmeta.TokenIds(np.arange(8)[:, None]))
 
 
 def test_attributes_of_unseen_glyphs_are_mostly_seen():

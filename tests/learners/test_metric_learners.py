@@ -28,6 +28,7 @@ LEARNERS = {
     "in_context, described": jmeta.in_context(MLP, descriptions=True),
     "zero_shot": jmeta.zero_shot(MLP),
     "am3": jmeta.am3(MLP),
+    "late_fusion": jmeta.late_fusion(MLP, folds=2),
 }
 
 
@@ -192,7 +193,22 @@ def test_am3_mixes_by_the_gate():
     np.testing.assert_allclose(adapted.info["image_share"], λ.mean(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["zero_shot", "am3", "in_context, described"])
+def test_dropout_of_am3_is_of_training_alone():
+    episode, learner = task(), jmeta.am3(MLP, dropout=0.7)
+    params, state = learner.init(KEY, episode)
+    tasks, keys = jax.tree.map(lambda x: x[None], episode), jax.random.split(KEY)
+    losses = [learner.objective(key, params, state, tasks)[0] for key in keys]
+    assert losses[0] != losses[1]
+    plain = jmeta.am3(MLP)
+    outputs = [
+        one.predict(KEY, one.adapt(key, params, state, episode.support), episode.query.inputs)
+        for one, key in ((learner, keys[0]), (learner, keys[1]), (plain, KEY))
+    ]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "am3", "late_fusion", "in_context, described"])
 def test_a_support_without_descriptions_is_told(name):
     episode = task()
     with pytest.raises(jmeta.DataError, match="the support has no descriptions"):
@@ -251,6 +267,7 @@ def test_rows_without_a_label_do_not_count_in_the_losses():
     [
         (lambda: jmeta.r2d2(MLP, penalty=0.0), "penalty is 0.0; give a positive number"),
         (lambda: jmeta.metaoptnet(MLP, head="tree"), "head is 'tree'; give 'svm' or 'ridge'"),
+        (lambda: jmeta.am3(MLP, dropout=1.0), "dropout is 1.0; give a share from 0 to below 1"),
         (lambda: jmeta.metaoptnet(MLP, margin_cost=-1.0), "margin_cost is -1.0"),
         (lambda: jmeta.in_context(MLP, layers=0), "layers is 0"),
         (lambda: jmeta.matching(MLP, temperature=0.0), "temperature is 0.0; give a positive number"),

@@ -207,6 +207,25 @@ def test_conv4_by_default_is_four_blocks_with_group_norm_and_a_head_of_zeros():
 
 def test_mlp_has_the_parameters_of_the_paper():
     assert parameters(jmeta.MLP(outputs=1), jnp.ones((10, 1))) == (80 + 1640 + 41, (10, 1))
+    assert set(jmeta.MLP(outputs=1).init(jax.random.key(0), jnp.ones((2, 3)))["params"]) == {
+        "Dense_0",
+        "Dense_1",
+        "head",
+    }
+
+
+@pytest.mark.parametrize(("hidden", "width"), [((8, 6), 6), ((), 3)])
+def test_an_embedding_of_mlp_is_its_hidden_layers_and_a_linear_one(hidden, width):
+    x = normal(0, (5, 3))
+    z, variables = jmeta.MLP(outputs=None, hidden=hidden).init_with_output(jax.random.key(0), x)
+    params = jax.tree.map(np.asarray, variables["params"])
+    *layers, last = (params[name] for name in [*(f"Dense_{i}" for i in range(len(hidden))), "embedding"])
+    expected = np.asarray(x)
+    for layer in layers:
+        expected = np.maximum(expected @ layer["kernel"] + layer["bias"], 0)
+    np.testing.assert_allclose(z, expected @ last["kernel"] + last["bias"], atol=1e-5)
+    assert z.shape == (5, width)
+    assert (z < 0).any()
 
 
 @pytest.mark.parametrize(("option", "choices"), [("norm", "'group' or 'layer'"), ("pooling", "'stride' or 'max'")])
