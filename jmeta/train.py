@@ -246,7 +246,8 @@ def fit(
         task_chunk: how many tasks are adapted at a time, see `make_step`.
         log_every: meta-steps of one compiled scan: how often metrics reach the host.
         train_state: where to go on; default: from `init`.
-        callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early by true.
+        callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early. `True`, of
+            Python, NumPy or JAX, stops; whatever else it returns (what `file.write` does) means nothing.
 
     Returns:
         The trained parameters and the history.
@@ -258,6 +259,7 @@ def fit(
     Warns:
         ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
             and it is not 0.
+        UserWarning: the first call of the callback returned `True`, as `update` of a tqdm bar does whenever it draws.
 
     Example:
         >>> import jax, jmeta
@@ -299,9 +301,22 @@ def fit(
             )
         metrics = {"step": done} | means | {"step": done}
         history.append(metrics)
-        if callback is not None and callback(train_state, metrics):
+        if callback is not None and _is_true(callback(train_state, metrics)):
+            if len(history) == 1 and done < steps:
+                warnings.warn(
+                    f"the first call of the callback returned True, which stops the run at step {done} of {steps}; to "
+                    "go on, let it return None.",
+                    stacklevel=2,
+                )
             break
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _is_true(answer: Any) -> bool:
+    """Whether it is a single true; what is only truthy, as a count of written characters, is not."""
+    return isinstance(answer, bool | np.ndarray | np.generic | jax.Array) and (
+        np.shape(answer) == () and np.asarray(answer).dtype == bool and bool(answer)
+    )
 
 
 def _run(

@@ -135,6 +135,19 @@ def test_a_callback_logs_and_stops():
     assert int(fitted.train_state.step) == 4
 
 
+@pytest.mark.parametrize("answer", [50, "text", {"loss": 1.0}, [True], np.ones(3, bool), 1.0, np.asarray(1), False])
+def test_what_is_no_true_does_not_stop(answer):
+    fitted = jmeta.fit(KEY, LEARNER, SOURCE, steps=4, tasks=2, log_every=2, callback=lambda *_: answer)
+    assert int(fitted.train_state.step) == 4
+
+
+@pytest.mark.parametrize("true", [True, np.True_, np.asarray(True), jnp.asarray(True)], ids=repr)
+def test_true_at_once_stops_and_is_told(true):
+    with pytest.warns(UserWarning, match="returned True, which stops the run at step 2 of 4; to go on"):
+        fitted = jmeta.fit(KEY, LEARNER, SOURCE, steps=4, tasks=2, log_every=2, callback=lambda *_: true)
+    assert int(fitted.train_state.step) == 2
+
+
 def test_a_loss_that_becomes_non_finite_stops_with_the_last_good_parameters():
     def sample(key, data):
         task = SOURCE.sample(key, data)
