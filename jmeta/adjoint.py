@@ -13,7 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from jmeta.core import Adapted, Params, State
 from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, Solve, descend
-from jmeta.tree import combine, partition
+from jmeta.tree import combine, partition, widened
 
 
 def exact(*, checkpoint: bool = False) -> Adjoint:
@@ -350,6 +350,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             φ, _ = partition(problem.adaptable, adapted.params)
             start, gradient = gradients(θ, context)[0], gradients(φ, context)[0]
             pull = jax.tree.map(lambda φ, θ: λ * (φ - θ), φ, θ)
+            start, gradient, pull = widened((start, gradient, pull))
             scale = optax.tree.norm(start) + optax.tree.norm(pull)
             residual = optax.tree.norm(jax.tree.map(jnp.add, gradient, pull)) / scale
             info = {"residual": residual, "unconverged": (residual > tolerance).astype(residual.dtype)}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.errors import ModelError
+from jmeta.tree import widened
 
 Params: TypeAlias = PyTree
 State: TypeAlias = PyTree
@@ -196,7 +197,7 @@ def over_tasks(one_task: Objective) -> Objective:
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
         losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
-        return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
+        return widened(losses).mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
     return objective
 

@@ -1,10 +1,11 @@
-"""Losses of one task: outputs and targets of the same shape in, a scalar out."""
+"""Losses of one task: outputs and targets of the same shape in, a scalar of at least 32 bits out."""
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
 from jmeta.errors import ModelError
+from jmeta.tree import widened
 
 
 def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
@@ -26,6 +27,7 @@ def softmax_cross_entropy(outputs: Float[Array, "..."], targets: Float[Array, "n
         0.6931
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     return optax.losses.softmax_cross_entropy(outputs, targets).sum() / jnp.maximum(targets.sum(), 1.0)
 
 
@@ -48,6 +50,7 @@ def mean_squared_error(outputs: Float[Array, "..."], targets: Float[Array, "n ou
         4.0
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     return jnp.square(outputs - targets).mean()
 
 
@@ -70,6 +73,7 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> F
         1.0
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     labelled = targets.any(axis=-1)
     right = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)) & labelled
     share = right.sum(dtype=outputs.dtype) / jnp.maximum(labelled.sum(dtype=outputs.dtype), 1.0)

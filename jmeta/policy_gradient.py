@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from jmeta.envs.rollout import Trajectory
 from jmeta.envs.spaces import Space
+from jmeta.tree import widened
 
 Steps = Float[Array, "*episodes T"]
 Alive = Bool[Array, "*episodes T"]
@@ -115,6 +116,7 @@ def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 
 
 def moments(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation over the steps before the end."""
+    x = widened(x)
     weights = alive.astype(x.dtype) / jnp.maximum(alive.sum(), 1).astype(x.dtype)
     mean = (x * weights).sum()
     return mean, jnp.sqrt((jnp.square(x - mean) * weights).sum())
@@ -173,6 +175,7 @@ def credit(trajectories: Trajectory, discount: float, trace: float, normalize: b
 
 def step_mean(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> Float[Array, ""]:
     """The mean over the steps before the end."""
+    x = widened(x)
     return jnp.where(alive, x, jnp.zeros_like(x)).sum() / jnp.maximum(alive.sum(), 1).astype(x.dtype)
 
 

@@ -17,6 +17,7 @@ from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_
 from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
 from jmeta.inner import descend
 from jmeta.losses import accuracy
+from jmeta.tree import widened
 
 Metrics = Mapping[str, Any]
 Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -108,7 +109,7 @@ def make_step(
             value_fn=lambda params: value_and_info(params)[0],
             **({"objective_fn": value_and_info} if heeds_info else {}),
         )
-        norm = optax.tree.norm(gradient)
+        norm = optax.tree.norm(widened(gradient))
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
         return kept, {**info, "loss": loss, "gradient_norm": norm}
@@ -150,13 +151,13 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any,
         def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
             key, part = key_and_chunk
             (loss, aux), gradient = value_and_grad(key, params, state, part)
-            return jax.tree.map(lambda a, b: a + b / chunks, total, (loss, gradient)), aux
+            return jax.tree.map(lambda a, b: a + b / chunks, total, widened((loss, gradient))), aux
 
         first = jax.tree.map(lambda x: x[0], parts[1])
         (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient))
-        (loss, gradient), aux = lax.scan(add, zero, parts)
-        return (loss, mean_over_tasks(aux)), gradient
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        (loss, total), aux = lax.scan(add, zero, parts)
+        return (loss, mean_over_tasks(aux)), jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
 
     return averaged, accumulated
 
@@ -291,7 +292,7 @@ def fit(
                 done,
                 train_state,
             )
-        means = {name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
+        means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
         if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
             warnings.warn(
                 f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, so "

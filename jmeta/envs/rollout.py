@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jmeta.envs.environment import Environment
+from jmeta.tree import widened
 
 
 class Previous(NamedTuple):
@@ -83,6 +84,7 @@ def rollout(
         noise, key = x
         alive, state, observation, carry, previous = now
         next_carry, outputs = policy(carry, observation, previous)
+        outputs = widened(outputs)
         action = space.sample(outputs, noise)
         next_observation, next_state, reward, done, _ = environment.step(
             key, state, space.execute(action), environment.params

@@ -15,6 +15,7 @@ from jmeta.envs.rollout import Policy, Trajectory, collect, returns, rollout
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint, InnerProblem
 from jmeta.policy_gradient import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
+from jmeta.tree import widened
 
 
 class Experience(NamedTuple):
@@ -115,7 +116,7 @@ def maml_rl(
     def outputs_of(key: Key[Array, ""], params: Params, state: State, episodes: Trajectory) -> Array:
         observations = episodes.observations.reshape(-1, *episodes.observations.shape[2:])
         outputs, _ = model.apply(key, params, state, observations, train=True)
-        return outputs.reshape(episodes.outputs.shape)
+        return widened(outputs).reshape(episodes.outputs.shape)
 
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: Experience) -> tuple[Array, State]:
         environment, episodes, signals = support

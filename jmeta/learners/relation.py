@@ -8,6 +8,7 @@ from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Tas
 from jmeta.masks import shots
 from jmeta.models.adapters import linen
 from jmeta.models.networks import MLP
+from jmeta.tree import widened
 
 
 def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
@@ -70,5 +71,6 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
 
 def _squared_error(outputs: Float[Array, "n ways"], targets: Float[Array, "n ways"]) -> Float[Array, ""]:
     """The mean over the labelled rows of Σₖ (rₖ − targetₖ)²."""
+    outputs, targets = widened((outputs, targets))
     labelled = targets.sum(axis=1)
     return (jnp.square(outputs - targets).sum(axis=1) * labelled).sum() / jnp.maximum(labelled.sum(), 1.0)

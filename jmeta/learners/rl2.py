@@ -12,6 +12,7 @@ from jmeta.envs.environment import Environment
 from jmeta.envs.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
 from jmeta.errors import ConfigError, ModelError
 from jmeta.policy_gradient import clipped_surrogate, generalized_advantage, moments, step_mean
+from jmeta.tree import widened
 
 
 class Trial(NamedTuple):
@@ -115,7 +116,7 @@ def rl2(
 
         def step(memory: PyTree, x: tuple[Array, Array]) -> tuple[PyTree, Array]:
             after, outputs = apply(key, params, state, memory, x[0], True)
-            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), outputs
+            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), widened(outputs)
 
         return lax.scan(step, start(key, params, state, inputs[0]), (inputs, steps.alive))[1]
 
