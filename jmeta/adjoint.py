@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Solve, descend
+from jmeta.inner import Adjoint, InnerProblem, Solve, checked_when_differentiated, descend
 from jmeta.tree import combine, partition, widened
 
 
@@ -190,6 +190,7 @@ def _unrolled(
                 φ, optimiser_state, state = carry
                 (value, state), gradient = value_and_grad(loss, φ, (key, fixed, state, support))
                 gradient = through(_add_proximal(problem.proximal, gradient, φ, θ))
+                gradient = checked_when_differentiated(problem.optimiser, gradient, φ)
                 φ, optimiser_state = descend(problem.optimiser, gradient, optimiser_state, φ, hyper=hyper)
                 return (φ, optimiser_state, state), (value, combine(φ, fixed) if problem.trajectory else ())
 

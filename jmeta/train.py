@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
 from jmeta.inner import descend
 from jmeta.losses import accuracy
@@ -55,7 +56,7 @@ def make_step(
     """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
 
     Draws a batch of tasks, computes the gradient of the learner's objective in θ, updates θ by the optimiser. If the
-    loss or the gradient is not finite, the step leaves everything as it was, its counter too.
+    loss, the gradient or the update is not finite, the step leaves everything as it was, its counter too.
 
     Args:
         learner: the meta-learner.
@@ -87,10 +88,7 @@ def make_step(
     objective, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
-        sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
-        batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
-        # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
-        batch = learner.collect(jax.random.fold_in(objective_key, 0), carry.params, carry.state, batch)
+        objective_key, batch = _draw(learner, source, carry, tasks)
 
         def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
             value, (_, info) = objective(objective_key, params, carry.state, batch)
@@ -111,10 +109,21 @@ def make_step(
         )
         norm = optax.tree.norm(widened(gradient))
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
-        kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
+        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        finite = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *finite]).all()
+        kept = lax.cond(finite, lambda: new, lambda: carry)
         return kept, {**info, "loss": loss, "gradient_norm": norm}
 
     return step
+
+
+def _draw(learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int) -> tuple[Key[Array, ""], Task]:
+    """The key of the objective and the tasks of the next meta-step, collected."""
+    sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
+    batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
+    # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
+    collect_key = jax.random.fold_in(objective_key, 0)
+    return objective_key, learner.collect(collect_key, carry.params, carry.state, batch)
 
 
 def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any, Any]:
@@ -255,7 +264,8 @@ def fit(
 
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
-        NonFiniteError: loss or gradient became non-finite; it carries the last finite `train_state`.
+        NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
+            and carries the last finite `train_state`.
 
     Warns:
         ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
@@ -287,11 +297,8 @@ def fit(
         )
         done = int(train_state.step)
         if done < min(begin + log_every, steps):
-            raise NonFiniteError(
-                f"the meta-loss or its gradient is not finite at step {done}; lower the inner or the outer rate.",
-                done,
-                train_state,
-            )
+            why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
+            raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
         means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
         if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
             warnings.warn(
@@ -311,6 +318,16 @@ def fit(
                 )
             break
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _drawn(
+    learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
+) -> tuple[Key[Array, ""], Params, State, Task]:
+    """What the next meta-step gives its objective."""
+    key, batch = jax.jit(lambda carry, data: _draw(learner, source._replace(data=data), carry, tasks))(
+        train_state, source.data
+    )
+    return key, train_state.params, train_state.state, batch
 
 
 def _is_true(answer: Any) -> bool:

@@ -158,8 +158,8 @@ def check_bounds(low: Any, high: Any) -> None:
     """Raises `ConfigError` unless both bounds are one number for all coordinates."""
     if np.ndim(low) or np.ndim(high):
         raise ConfigError(
-            f"the bounds of a Box have shapes {list(np.shape(low))} and {list(np.shape(high))}; give one number for all "
-            "coordinates, and scale each in step."
+            f"the bounds of a Box have shapes {list(np.shape(low))} and {list(np.shape(high))}; give one number for "
+            "all coordinates, and scale each in step."
         )
 
 
