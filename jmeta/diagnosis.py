@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jmeta.core import MetaLearner, Params, State, Task
-from jmeta.tree import path_name
+from jmeta.tree import path_name, widened
 
 
 def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: State, tasks: Task) -> str:
@@ -93,7 +93,7 @@ def _broken(leaf: Array) -> tuple[int, ...] | None:
     """The place of the first entry that is not finite; `()` of a scalar."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return None
-    places = np.argwhere(~np.isfinite(np.asarray(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))))
+    places = np.argwhere(~np.isfinite(np.asarray(widened(leaf))))
     return tuple(int(k) for k in places[0]) if len(places) else None
 
 
