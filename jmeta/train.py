@@ -207,9 +207,13 @@ def init(
         0
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
-    params, state = jax.jit(learner.init)(init_key, source.sample(sample_key, source.data))
+    params, state = compiled(_init)(init_key, source.sample(sample_key, source.data), learner=learner)
     _check(learner, params, state, source)
     return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+
+
+def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:
+    return learner.init(key, task)
 
 
 class Fit(NamedTuple):

@@ -41,11 +41,13 @@ def same(a, b):
 
 def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
     learner = sinusoid_learner()
-    before = compiled(_run)._cache_size()
+    before = len(compiled(_run))
     fitted = jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
     assert int(fitted.train_state.step) == fitted.history[-1]["step"] == 23
     jmeta.fit(jax.random.key(1), learner, SOURCE, steps=40, tasks=2, log_every=5)
-    assert compiled(_run)._cache_size() == before + 1
+    assert len(compiled(_run)) == before + 1
+    options = {"learner": learner, "sample": SOURCE.sample, "tasks": 2, "task_chunk": None, "length": 5}
+    assert compiled(_run).program(optimizer=jmeta.fit.__kwdefaults__["optimizer"], **options)._cache_size() == 1
 
 
 def test_a_program_is_traced_once_to_check_it_and_once_to_run_it():
@@ -307,10 +309,10 @@ def test_data_is_an_argument_of_the_program_not_a_constant():
     source = conv_source()
     learner, optimizer = conv_learner(), optax.adam(1e-3)
     start = jmeta.init(KEY, learner, optimizer, source)
-    text = compiled(_run).lower(
-        start, source.data, jnp.asarray(3, jnp.int32), learner=learner, optimizer=optimizer, sample=source.sample,
-        tasks=2, task_chunk=None, length=3,
-    ).as_text()  # fmt: skip
+    program = compiled(_run).program(
+        learner=learner, optimizer=optimizer, sample=source.sample, tasks=2, task_chunk=None, length=3
+    )
+    text = program.lower(start, source.data, jnp.asarray(3, jnp.int32)).as_text()
     assert not re.search(r"stablehlo.constant dense<\"0x[0-9A-F]{4000,}", text)
 
 

@@ -112,6 +112,7 @@ def environment_tasks(
     if queries < 1:
         raise ConfigError(f"queries is {queries}; give at least 1 episode.")
     check_environment(environment, sample_params)
+    environment = environment.with_params(())  # an array would tell equal sources apart, which share a program
 
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
         params = sample_params(key)
@@ -235,8 +236,10 @@ def reveal(source: TaskSource) -> TaskSource:
         (4,)
     """
 
+    hidden = source.sample
+
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
-        return jax.tree.map(_revealed, source.sample(key, data), is_leaf=lambda x: isinstance(x, Environment))
+        return jax.tree.map(_revealed, hidden(key, data), is_leaf=lambda x: isinstance(x, Environment))
 
     return source._replace(sample=sample)
 
