@@ -52,8 +52,8 @@ class Compiled:
     for Python. Here they are one, so that they share a program; and programs that nobody asked for lately are let go.
     """
 
-    def __init__(self, function: Callable[..., Any], size: int = _PROGRAMS) -> None:
-        self._function, self._size, self._lock = function, size, threading.Lock()
+    def __init__(self, function: Callable[..., Any], size: int = _PROGRAMS, nested: bool = False) -> None:
+        self._function, self._size, self._nested, self._lock = function, size, nested, threading.Lock()
         self._programs: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
@@ -69,21 +69,25 @@ class Compiled:
         with self._lock:
             if key not in self._programs:
                 # the static arguments are kept with it, so that an identity in the key is not given to another object
-                jitted = jax.jit(partial(self._function, **static), compiler_options=compiler_options())
+                options = None if self._nested else compiler_options()
+                jitted = jax.jit(partial(self._function, **static), compiler_options=options)
                 self._programs[key] = (jitted, static)
             self._programs.move_to_end(key)
             while len(self._programs) > self._size:
                 self._programs.popitem(last=False)
             return self._programs[key][0]
 
+    def _cache_size(self) -> int:
+        return sum(program._cache_size() for program, _ in self._programs.values())
+
     def __len__(self) -> int:
         return len(self._programs)
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Compiled:
-    """The `Compiled` of a function, one for all who ask."""
-    return Compiled(function)
+def compiled(function: Callable[..., Any], nested: bool = False) -> Compiled:
+    """The `Compiled` of a function, one for all who ask; without options if it is called inside of other programs."""
+    return Compiled(function, nested=nested)
 
 
 def made_of(value: Any) -> Hashable:

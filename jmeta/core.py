@@ -163,15 +163,19 @@ def episodic(
         ()
     """
 
+    def checked_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
+        check_examples("support", support)
+        return adapt(key, params, state, support)
+
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         adapt_key, predict_key = jax.random.split(key)
-        adapted = adapt(adapt_key, params, state, task.support)
+        adapted = checked_adapt(adapt_key, params, state, task.support)
         outputs = predict(predict_key, adapted, task.query.inputs)
         return loss(outputs, task.query.targets), (adapted.state, adapted.info)
 
-    return MetaLearner(init, adapt, predict, over_tasks(one_task))
+    return MetaLearner(init, checked_adapt, predict, over_tasks(one_task))
 
 
 def over_tasks(one_task: Objective) -> Objective:
@@ -200,6 +204,21 @@ def over_tasks(one_task: Objective) -> Objective:
         return widened(losses).mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
     return objective
+
+
+def check_examples(name: str, examples: PyTree) -> None:
+    """Raises `ModelError` where `Examples` have integer labels for targets, as elsewhere is the custom, or lists."""
+    if not isinstance(examples, Examples) or isinstance(examples.targets, tuple):
+        return
+    if isinstance(examples.targets, list) or isinstance(examples.inputs, list):
+        raise ModelError(f"inputs or targets of the {name} are a list; give arrays: jnp.asarray(...).")
+    shape, dtype = jnp.shape(examples.targets), jnp.result_type(examples.targets)
+    whole = not jnp.issubdtype(dtype, jnp.inexact)
+    if len(shape) == 1 or (whole and len(shape) == 2 and shape[1] == 1):
+        labels = "targets" if len(shape) == 1 else "targets[:, 0]"
+        help_ = f"one-hot rows, jax.nn.one_hot({labels}, ways)" if whole else "[n, outputs], targets[:, None]"
+        kind = "integer labels" if whole else "of shape"
+        raise ModelError(f"the targets of the {name} are {kind} {list(shape)}; give {help_}.")
 
 
 def check_model(model: Any) -> None:

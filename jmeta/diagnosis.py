@@ -52,6 +52,9 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
             if broken is not None:
                 return f"{name} is not finite before the step, first {_leaf(path, leaf)}; {advice}"
 
+    if without := _ids_without_a_row(params, tasks):
+        return without
+
     @jax.jit
     def one(task: Task) -> Any:
         batch = jax.tree.map(lambda x: x[None], task)
@@ -83,6 +86,25 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
     low = [_leaf(p, x) for p, x in jax.tree.leaves_with_path(params) if x.dtype.itemsize < 4]
     where = f", as can be in low precision: {low[0]}" if low else ""
     return f"loss and gradient of each task are finite, and their mean or the update is not{where}; {_lower('outer')}"
+
+
+def _ids_without_a_row(params: Params, tasks: Task) -> str | None:
+    """The sentence on token ids beyond the rows of an embedding, whose output is NaN; None where there are none."""
+    names = ("vectors", "embedding")  # of TextEncoder and of flax.linen.Embed
+    tables = [
+        (p, x) for p, x in jax.tree.leaves_with_path(params) if path_name(p).split("/")[-1] in names and x.ndim == 2
+    ]
+    for path, leaf in jax.tree.leaves_with_path(tasks):
+        values = np.asarray(widened(leaf))
+        if path_name(path).split("/")[-1] == "targets" or values.size == 0 or (values % 1 != 0).any():
+            continue
+        for table, rows in tables:
+            if values.max() >= len(rows) and len(tables) == 1:
+                return (
+                    f"{path_name(path)!r} has the id {int(values.max())}, and the table {path_name(table)!r} of the "
+                    f"model has {len(rows)} rows; give the network as many rows (buckets) as there are ids"
+                )
+    return None
 
 
 def _lower(rate: str) -> str:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jmeta.core import Examples, check_examples
 from jmeta.errors import ModelError
 from jmeta.tree import widened
 
@@ -81,6 +82,7 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"]) -> F
 
 
 def _check_shape(outputs: Array, targets: Array) -> None:
+    check_examples("task", Examples((), targets))
     if outputs.ndim != targets.ndim:
         raise ModelError(
             f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; give "

@@ -13,12 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check_examples, mean_over_tasks
 from jmeta.diagnosis import diagnosis
-from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
+from jmeta.errors import ConfigError, ConvergenceWarning, JmetaError, ModelError, NonFiniteError
 from jmeta.inner import descend
 from jmeta.losses import accuracy
-from jmeta.tree import widened
+from jmeta.tree import path_name, widened
 
 Metrics = Mapping[str, Any]
 Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -94,19 +94,20 @@ def make_step(
             value, (_, info) = objective(objective_key, params, carry.state, batch)
             return value, info
 
-        # L-BFGS refuses arguments that it does not know.
-        heeds_info = "objective_fn" in inspect.signature(optimizer.update).parameters
+        # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
+        named = inspect.signature(optimizer.update).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
         (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
-        updated, optimizer_state = descend(
-            optimizer,
-            gradient,
-            carry.optimizer_state,
-            carry.params,
-            value=loss,
-            grad=gradient,
-            value_fn=lambda params: value_and_info(params)[0],
-            **({"objective_fn": value_and_info} if heeds_info else {}),
-        )
+        offered = {"value": loss, "grad": gradient, "value_fn": lambda params: value_and_info(params)[0]}
+        offered = {name: value for name, value in offered.items() if name in named or takes_all}
+        if "objective_fn" in named:
+            offered["objective_fn"] = value_and_info
+        try:
+            updated, optimizer_state = descend(optimizer, gradient, carry.optimizer_state, carry.params, **offered)
+        except JmetaError:
+            raise
+        except Exception as error:  # when traced, as that of lookahead, whose parameters are a pair of trees
+            raise ConfigError(_unfit(error)) from error
         norm = optax.tree.norm(widened(gradient))
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -207,9 +208,81 @@ def init(
         0
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
-    params, state = compiled(_init)(init_key, source.sample(sample_key, source.data), learner=learner)
+    task = source.sample(sample_key, source.data)
+    check_task(task)
+    params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
     _check(learner, params, state, source)
-    return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+    return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, _start(optimizer, params))
+
+
+def _start(optimizer: optax.GradientTransformation, params: Params) -> PyTree:
+    try:
+        return optimizer.init(params)
+    except Exception as error:  # whatever an optimiser raises that wants other parameters
+        raise ConfigError(_unfit(error)) from error
+
+
+def _unfit(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"the optimiser cannot update the parameters of the learner ({reason}); take one whose update takes them alone."
+    )
+
+
+def check_task(task: PyTree) -> None:
+    """Raises `ModelError` where a source gives something else than tasks whose targets are rows."""
+    if not isinstance(task, Task):
+        raise ModelError(f"the source gives a {type(task).__name__}; let sample return jmeta.Task(support, query).")
+    check_examples("support", task.support)
+    check_examples("query", task.query)
+
+
+def _check_state(
+    train_state: Any, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+) -> None:
+    """Raises `ConfigError` unless a `TrainState` is one of this learner and optimiser, before anything compiles."""
+    if not isinstance(train_state, TrainState):
+        inside = ": give its train_state" if isinstance(train_state, Fit) else ", as init or an earlier fit gives"
+        raise ConfigError(f"train_state is a {type(train_state).__name__}; give a TrainState{inside}.")
+
+    def start(key: Key[Array, ""], data: PyTree) -> tuple[PyTree, PyTree]:
+        params, state = learner.init(key, source.sample(key, data))
+        return (params, state), optimizer.init(train_state.params)
+
+    wanted = jax.eval_shape(start, jax.random.key(0), source.data)
+    given = ((train_state.params, train_state.state), train_state.optimizer_state)
+    for what, here, there in zip(("learner or model", "optimiser"), wanted, given, strict=True):
+        ours, theirs = (
+            {path_name(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree.leaves_with_path(tree)}
+            for tree in (here, there)
+        )
+        for leaf in {**ours, **theirs}:
+            if ours.get(leaf) != theirs.get(leaf):
+                raise ConfigError(
+                    f"train_state is of another {what}: it has {leaf} {theirs.get(leaf, 'missing')}, where this one "
+                    f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
+                    "by jmeta.init(...)._replace(params=...)."
+                )
+        if jax.tree.structure(here) != jax.tree.structure(there):
+            raise ConfigError(
+                f"train_state holds the right arrays of its {what} in other containers (as a FrozenDict for a dict); "
+                "give the tree that jmeta.init gives."
+            )
+
+
+def _check_counts(**counts: Any) -> None:
+    """Raises `ConfigError` unless all are whole numbers of at least 1, or None."""
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+            raise ConfigError(f"{name} is {value}; give a whole number.")
+        least = 0 if name == "steps" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; give at least {least}.")
+
+
+def _check_concrete(name: str, help_: str, *trees: PyTree) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
+        raise ConfigError(f"{name} is a loop of Python, which jit, vmap and grad cannot look into; {help_}.")
 
 
 def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:
@@ -268,13 +341,16 @@ def fit(
 
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
+        ConfigError: a number of steps or tasks that is none, a `train_state` of another learner, model or optimiser, or
+            a call under `jit` or `vmap`.
         NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
             and carries the last finite `train_state`.
 
     Warns:
         ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
             and it is not 0.
-        UserWarning: the first call of the callback returned `True`, as `update` of a tqdm bar does whenever it draws.
+        UserWarning: `train_state` is at `steps` already, so that nothing is left to do; or the first call of the
+            callback returned `True`, as `update` of a tqdm bar does whenever it draws.
 
     Example:
         >>> import jax, jmeta
@@ -283,9 +359,19 @@ def fit(
         >>> [row["step"] for row in fitted.history]
         [10, 20]
     """
-    if log_every < 1 or tasks < 1:
-        raise ConfigError(f"log_every is {log_every} and tasks is {tasks}; give at least 1 of each.")
-    train_state = train_state or init(key, learner, optimizer, source)
+    _check_counts(steps=steps, tasks=tasks, log_every=log_every)
+    help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
+    _check_concrete("fit", help_, key, source.data, train_state)
+    if train_state is None:
+        train_state = init(key, learner, optimizer, source)
+    else:
+        _check_state(train_state, learner, optimizer, source)
+    if (done := int(train_state.step)) >= steps > 0:
+        warnings.warn(
+            f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
+            f"is done; steps={done + steps} makes {steps} more.",
+            stacklevel=2,
+        )
     history: list[Metrics] = []
     while (begin := int(train_state.step)) < steps:
         train_state, info = compiled(_run)(
@@ -412,9 +498,12 @@ def evaluate(
         >>> sorted(result)
         ['ci95', 'episodes', 'mean_squared_error', 'queries', 'shots', 'transductive']
     """
+    _check_counts(episodes=episodes, task_chunk=task_chunk)
     if episodes < 2:
         raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
+    _check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
     task = jax.eval_shape(source.sample, key, source.data)
+    check_task(task)
     chunk = min(episodes, task_chunk or _default_chunk(task, 32))
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}

@@ -41,13 +41,11 @@ def same(a, b):
 
 def test_one_compilation_for_many_chunks_and_a_shorter_last_one():
     learner = sinusoid_learner()
-    before = len(compiled(_run))
+    before = compiled(_run)._cache_size()
     fitted = jmeta.fit(KEY, learner, SOURCE, steps=23, tasks=2, log_every=5)
     assert int(fitted.train_state.step) == fitted.history[-1]["step"] == 23
     jmeta.fit(jax.random.key(1), learner, SOURCE, steps=40, tasks=2, log_every=5)
-    assert len(compiled(_run)) == before + 1
-    options = {"learner": learner, "sample": SOURCE.sample, "tasks": 2, "task_chunk": None, "length": 5}
-    assert compiled(_run).program(optimizer=jmeta.fit.__kwdefaults__["optimizer"], **options)._cache_size() == 1
+    assert compiled(_run)._cache_size() == before + 1
 
 
 def test_a_program_is_traced_once_to_check_it_and_once_to_run_it():

@@ -4,10 +4,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Examples, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import (
+    Adapted,
+    Examples,
+    Info,
+    MetaLearner,
+    Model,
+    Params,
+    State,
+    Task,
+    check_examples,
+    check_model,
+    over_tasks,
+)
 from jmeta.distances import squared_euclidean, unit
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import prototypes
+from jmeta.learners.transfer import check_batches
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
 
@@ -50,6 +63,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         raise ConfigError(f"momentum is {momentum}; give a number from 0 to 1, without 1.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        check_batches(task)
         body_key, head_key = jax.random.split(key)
         body, state = model.init(body_key, task.query.inputs)
         z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
@@ -70,6 +84,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         return unit(z) if normalise else z
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        check_examples("support", support)
         z, model_state = model.apply(key, params["body"], state["model"], support.inputs, train=True)
         state = {**state, "model": model_state}
         means = prototypes(transformed(z, state), support.targets)
