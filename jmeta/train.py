@@ -462,7 +462,7 @@ def evaluate(
     *,
     episodes: int = 600,
     task_chunk: int | None = None,
-    metric: Metric = accuracy,
+    metric: Metric | Mapping[str, Metric] = accuracy,
 ) -> dict[str, Any]:
     """Adapts to unseen tasks and measures the answers to their queries.
 
@@ -476,15 +476,18 @@ def evaluate(
         source: where test tasks come from.
         episodes: number of tasks; 600 is the custom of the field.
         task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
-        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`.
+        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`. Several at once: a
+            dict of them, or one that gives a dict of scalars.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
-        and the protocol of the source ("ways", "shots", "queries")}`.
+        and the protocol of the source ("ways", "shots", "queries")}`. Of several metrics each has its own interval,
+        `"accuracy_ci95"`.
 
     Raises:
-        ModelError: the model does not fit the tasks.
+        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
+        ConfigError: a metric that cannot be compiled.
 
     Example:
         >>> import jax, jmeta
@@ -508,12 +511,18 @@ def evaluate(
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
     # Tracing tells what does not fit before anything compiles.
-    values = np.asarray(
-        compiled(_evaluate)(*arguments, **static, episodes=episodes, chunk=chunk, metric=metric), np.float64
+    metrics = (
+        tuple(metric.items()) if isinstance(metric, Mapping) else ((getattr(metric, "__name__", "metric"), metric),)
     )
+    measured = compiled(_evaluate)(*arguments, **static, episodes=episodes, chunk=chunk, metrics=metrics)
+    alone = list(measured) == [name for name, _ in metrics] and not isinstance(metric, Mapping)
+    results: dict[str, Any] = {}
+    for name, of_each in measured.items():
+        values = np.asarray(of_each, np.float64)
+        results[name] = float(values.mean())
+        results["ci95" if alone else f"{name}_ci95"] = float(1.96 * values.std(ddof=1) / np.sqrt(episodes))
     return {
-        getattr(metric, "__name__", "metric"): float(values.mean()),
-        "ci95": float(1.96 * values.std(ddof=1) / np.sqrt(episodes)),
+        **results,
         "episodes": episodes,
         **source.protocol,
         "transductive": bool(compiled(_transductive)(*arguments, **static)),
@@ -530,15 +539,35 @@ def _evaluate(
     sample: Callable[[Key[Array, ""], PyTree], Task],
     episodes: int,
     chunk: int,
-    metric: Metric,
-) -> Float[Array, "episodes"]:
-    def episode(key: Key[Array, ""]) -> Float[Array, ""]:
+    metrics: tuple[tuple[str, Metric], ...],
+) -> dict[str, Float[Array, "episodes"]]:
+    def episode(key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
-        return metric(learner.predict(predict_key, adapted, task.query.inputs), task.query.targets)
+        return _measured(metrics, learner.predict(predict_key, adapted, task.query.inputs), task.query.targets)
 
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
+
+
+def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, targets: PyTree) -> dict[str, Array]:
+    """Each metric of one task by its name; one that gives a dict gives several."""
+    values: dict[str, Array] = {}
+    for name, metric in metrics:
+        try:
+            value = metric(outputs, targets)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise ConfigError(
+                f"the metric {name!r} cannot be compiled: it uses NumPy, float() or an `if` on values; write it with "
+                "jax.numpy, and jnp.where for the `if`."
+            ) from error
+        values |= value if isinstance(value, Mapping) else {name: value}
+    for name, value in values.items():
+        if jnp.shape(value) != ():
+            raise ModelError(
+                f"the metric {name!r} has shape {list(jnp.shape(value))}; give one number for a task: take the mean."
+            )
+    return values
 
 
 def _transductive(

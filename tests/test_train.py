@@ -345,6 +345,41 @@ def test_transductive_is_measured(policy, transductive):
     assert result["transductive"] is transductive
 
 
+def wide(outputs, targets):
+    return jnp.abs(outputs).mean()
+
+
+def both(outputs, targets):
+    return {"mean_squared_error": jmeta.mean_squared_error(outputs, targets), "wide": wide(outputs, targets)}
+
+
+@pytest.mark.parametrize("metric", [{"mean_squared_error": jmeta.mean_squared_error, "wide": wide}, both])
+def test_several_metrics_each_with_its_interval(metric):
+    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    result = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=metric)
+    for one in (jmeta.mean_squared_error, wide):
+        alone = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=one)
+        assert result[one.__name__] == pytest.approx(alone[one.__name__], rel=1e-5)
+        assert result[f"{one.__name__}_ci95"] == pytest.approx(alone["ci95"], rel=1e-4)
+    assert "ci95" not in result and result["episodes"] == 9
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        (lambda o, t: np.mean(np.asarray(o)), "metric 'mine' cannot be compiled: it uses NumPy"),
+        (lambda o, t: float(o.mean()), "metric 'mine' cannot be compiled"),
+        (lambda o, t: o.mean() if o.mean() > 0 else t.mean(), "metric 'mine' cannot be compiled"),
+        (lambda o, t: o, r"metric 'mine' has shape \[5, 1\]; give one number for a task"),
+        (lambda o, t: {"part": o[0]}, r"metric 'part' has shape \[1\]; give one number"),
+    ],
+)
+def test_a_metric_that_cannot_be_compiled(metric, sentence):
+    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    with pytest.raises(jmeta.JmetaError, match=sentence):
+        jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=2, metric={"mine": metric})
+
+
 def test_evaluate_needs_two_episodes():
     params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
     with pytest.raises(jmeta.ConfigError, match="episodes is 1"):
