@@ -12,8 +12,15 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Solve, descend, with_statistics
-from jmeta.tree import combine, partition
+from jmeta.inner import (
+    Adjoint,
+    InnerProblem,
+    Solve,
+    checked_when_differentiated,
+    descend,
+    with_statistics,
+)
+from jmeta.tree import combine, partition, widened
 
 
 def exact(*, checkpoint: bool = False) -> Adjoint:
@@ -194,6 +201,7 @@ def _descent(
                 φ, optimiser_state, state = carry
                 (value, state), gradient = value_and_grad(loss, φ, (key, fixed, state, support))
                 gradient = through(_add_proximal(problem.proximal, gradient, φ, θ))
+                gradient = checked_when_differentiated(problem.optimiser, gradient, φ)
                 φ, optimiser_state = descend(problem.optimiser, gradient, optimiser_state, φ, hyper=hyper)
                 return (φ, optimiser_state, state), (value, combine(φ, fixed) if problem.trajectory else ())
 
@@ -354,6 +362,7 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             φ, _ = partition(problem.adaptable, adapted.params)
             start, gradient = gradients(θ, context)[0], gradients(φ, context)[0]
             pull = jax.tree.map(lambda φ, θ: λ * (φ - θ), φ, θ)
+            start, gradient, pull = widened((start, gradient, pull))
             scale = optax.tree.norm(start) + optax.tree.norm(pull)
             residual = optax.tree.norm(jax.tree.map(jnp.add, gradient, pull)) / scale
             info = {"residual": residual, "unconverged": (residual > tolerance).astype(residual.dtype)}

@@ -111,10 +111,12 @@ def search_tasks(support: TaskSource, query: TaskSource, *, tasks: int = 1) -> T
     if tasks < 1:
         raise ConfigError(f"tasks is {tasks}; give at least 1 episode.")
 
+    samples = (support.sample, query.sample)  # without the data, so that equal sources share a program
+
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
         keys = jax.random.split(key, (2, tasks))
-        both = zip(keys, (support, query), data, strict=True)
-        return Task(*(jax.vmap(source.sample, (0, None))(keys, data) for keys, source, data in both))
+        both = zip(keys, samples, data, strict=True)
+        return Task(*(jax.vmap(one, (0, None))(keys, data) for keys, one, data in both))
 
     return TaskSource((support.data, query.data), sample, {**support.protocol, "episodes_a_step": tasks})
 

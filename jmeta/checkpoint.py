@@ -1,26 +1,38 @@
 """Checkpoints of a training run, written by Orbax and sealed by a digest: whole and unchanged, or not used at all."""
 
+import contextlib
 import hashlib
 import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jmeta.errors import CheckpointError
+from jmeta.errors import CheckpointError, ConfigError
 from jmeta.train import TrainState
 from jmeta.tree import path_name
 
 _SEAL = "seal.json"
+_LEFTOVER = re.compile(r"\d+\.(part|replaced|orbax-checkpoint-tmp.*)")  # what a killed write may leave
+_KEPT = 2
 
 
-def save(folder: str | Path, train_state: TrainState) -> None:
-    """Writes a checkpoint; a process killed in the middle leaves the one before intact.
+def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
+    """Writes a checkpoint; a process killed in the middle, or a full disk, leaves the one before intact.
 
     Args:
         folder: where the checkpoints of the run lie, one sub-folder a step; the last two are kept. Those of this step
             and later ones are replaced.
-        train_state: what to write.
+        train_state: what to write: a `TrainState`, or any pytree of arrays (parameters alone) into a folder of its own.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be written, and why; or a tree would replace the checkpoints of a run.
 
     Example:
         >>> import jax, jmeta, optax, tempfile
@@ -33,85 +45,212 @@ def save(folder: str | Path, train_state: TrainState) -> None:
     """
     import orbax.checkpoint as ocp
 
-    step, path = int(train_state.step), Path(folder).absolute()
-    with _manager(path) as manager:
-        for stale in [s for s in manager.all_steps() if s >= step]:
-            manager.delete(stale)
-        manager.save(step, args=ocp.args.StandardSave(train_state), force=True)
-    seal = {"sha256": _digest(path / str(step)), "leaves": _leaves(train_state)}
-    write_whole(path / str(step) / _SEAL, json.dumps(seal))
+    path, tree = _absolute(folder), _stored(train_state)
+    step = int(train_state.step) if isinstance(train_state, TrainState) else 0
+    if not isinstance(train_state, TrainState) and any("step" in _leaves_of(path / str(s)) for s in _steps(path)):
+        raise CheckpointError(f"{path} holds the checkpoints of a run, which this would replace; name another folder.")
+    if not jax.tree.leaves(tree):
+        raise CheckpointError(f"there is nothing to save in {path}: the tree has no leaves; give it some.")
+    new = path / f"{step}.part"
+    _remove(folder for folder in path.glob("*") if _LEFTOVER.fullmatch(folder.name))
+    replaced = [path / str(s) for s in _steps(path) if s >= step]
+    if (path / str(step)).exists() and path / str(step) not in replaced:
+        replaced.append(path / str(step))  # a write that was killed before it was sealed
+    try:
+        new.mkdir(parents=True)
+        _reserve(new / "room", tree)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(new / "default", tree)
+            checkpointer.wait_until_finished()
+        names = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
+        seal = {"sha256": _digest(new, names), "files": names, "leaves": _leaves(tree)}
+        write_whole(new / _SEAL, json.dumps(seal))
+        for old in replaced:
+            old.rename(old.with_name(f"{old.name}.replaced"))
+        new.rename(path / str(step))
+    except Exception as error:  # Orbax and what it writes with raise errors of many kinds
+        _remove([new])
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {path} ({_reason(error)}); make room there, or save "
+            "elsewhere: those before it are as they were."
+        ) from error
+    _remove(old.with_name(f"{old.name}.replaced") for old in replaced)
+    _remove(path / str(s) for s in sorted(_steps(path))[:-_KEPT])
 
 
 def latest_step(folder: str | Path) -> int | None:
     """The step of the newest complete checkpoint, or None."""
-    names = [seal.parent.name for seal in Path(folder).glob(f"*/{_SEAL}")]
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return max(_steps(_absolute(folder)), default=None)
 
 
-def restore(folder: str | Path, like: TrainState) -> TrainState:
+def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None = None, step: int | None = None) -> Any:
     """Reads the newest complete checkpoint.
 
     Args:
         folder: as given to `save`.
-        like: a `TrainState` of the same learner, model and optimiser, as `init` gives; shapes are all that is used.
+        like: a `TrainState` of the same learner, model and optimiser, as `init` gives, or a tree as it was saved; its
+            shapes are all that is used.
+        only: the name of a field of `TrainState`, as `"params"`: that alone is read and returned, so that learner and
+            optimiser may be others. `like` is a `TrainState`, or a tree of that field.
+        step: whose checkpoint to read instead of the newest.
 
     Returns:
-        The saved `TrainState`, bit for bit.
+        What was saved, bit for bit.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another learner, model or optimiser.
-    """
-    import orbax.checkpoint as ocp
+        CheckpointError: there is none, it is damaged (then the sentence tells which one before it is whole), or it is
+            of another learner, model or optimiser, and which of them.
+        ConfigError: `only` is no field of `TrainState`.
 
-    step = latest_step(folder)
-    if step is None:
-        raise CheckpointError(f"there is no checkpoint in {folder}; train first, or name another run.")
-    path = Path(folder).absolute()
-    there, here = _sealed_leaves(path / str(step)), _leaves(like)
-    for leaf in {**here, **there}:
-        if here.get(leaf) != there.get(leaf):
-            raise CheckpointError(
-                f"the checkpoint {path / str(step)} is of another model or learner: it has {leaf} "
-                f"{there.get(leaf, 'missing')}, where the run has {here.get(leaf, 'none')}; put the run's own back."
-            )
-    with _manager(path) as manager:
-        return manager.restore(step, args=ocp.args.StandardRestore(like))
+    Example:
+        >>> import jax, jmeta, optax, tempfile
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+        >>> folder, source = tempfile.mkdtemp(), jmeta.sinusoid()
+        >>> jmeta.save(folder, jmeta.init(jax.random.key(0), learner, optax.adam(1e-3), source))
+        >>> other = jmeta.init(jax.random.key(1), learner, optax.sgd(1e-3), source)
+        >>> params = jmeta.restore(folder, other, only="params")
+        >>> other = other._replace(params=params)  # goes on from these with another optimiser
+    """
+    if only is not None and only not in TrainState._fields:
+        raise ConfigError(f"only is {only!r}; give one of {', '.join(TrainState._fields)}.")
+    path = _absolute(folder)
+    step = latest_step(path) if step is None else step
+    if step is None or step not in _steps(path):
+        there = f": it has {', '.join(map(str, sorted(_steps(path))))}" if _steps(path) else ""
+        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"there is {which} in {folder}{there}; train first, or name another run.")
+    checkpoint = path / str(step)
+    if not _is_whole(checkpoint):
+        whole = [s for s in sorted(_steps(path)) if s < step and _is_whole(path / str(s))]
+        rest = f"go back to step {whole[-1]}, which is whole" if whole else "train anew, as none before it is whole"
+        raise CheckpointError(f"the checkpoint {checkpoint} is damaged; remove it to {rest}.")
+    is_part = only is not None and not isinstance(like, TrainState)
+    wanted = {only: like} if is_part else {only: getattr(like, only)} if only else _stored(like)
+    sealed, here = _leaves_of(checkpoint), _leaves(wanted)
+    if only is not None:
+        sealed = {name: leaf for name, leaf in sealed.items() if name.split("/")[0] == only}
+    _compare(checkpoint, sealed, here)
+    saved = _read(checkpoint, None if only else wanted)
+    if only is None:
+        return saved if isinstance(like, TrainState) else saved["tree"]
+    by_path = {path_name(p): leaf for p, leaf in jax.tree.leaves_with_path(saved)}
+    return jax.tree.map_with_path(lambda p, _: by_path[path_name(p)], wanted)[only]
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replaces a file in one go, so that a kill leaves the old one or the new one."""
+    """Replaces a file in one go, so that a kill or a full disk leaves the old one or the new one."""
     part = file.with_suffix(".part")
-    part.write_text(text)
-    part.replace(file)
+    try:
+        part.write_text(text)
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
-def _manager(path: Path) -> Any:
+def _absolute(folder: str | Path) -> Path:
+    return Path(folder).expanduser().absolute()
+
+
+def _stored(tree: Any) -> Any:
+    """What Orbax writes: a tree that is no `TrainState` lies under a name, so that it may be a single array."""
+    if isinstance(tree, TrainState):
+        return tree
+    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
+    return {"tree": jax.tree.map(lambda x: x if is_shape(x) else jnp.asarray(x), tree)}
+
+
+def _steps(path: Path) -> list[int]:
+    """The steps of the sealed checkpoints; whatever else lies in the folder is somebody else's."""
+    names = [seal.parent.name for seal in path.glob(f"*/{_SEAL}")]
+    return [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reserve(file: Path, tree: PyTree) -> None:
+    """Raises `OSError` where there is no room for the tree: Orbax, which writes in threads, prints pages instead."""
+    leaves = jax.tree.leaves(tree)
+    size = 2**16 + sum(2**10 + leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+        else:
+            stream.write(bytes(size))
+    file.unlink()
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong at first: libraries wrap what the system said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return (text[:200] or type(error).__name__).rstrip(".;: ")
+
+
+def _read(checkpoint: Path, like: PyTree | None) -> Any:
     import orbax.checkpoint as ocp
 
-    return ocp.CheckpointManager(
-        path, options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(checkpoint / "default", *(() if like is None else (like,)))
+
+
+def _compare(checkpoint: Path, there: dict[str, str], here: dict[str, str]) -> None:
+    differing = [leaf for leaf in {**here, **there} if here.get(leaf) != there.get(leaf)]
+    if not differing:
+        return
+    of_optimizer = all(leaf.split("/")[0] == "optimizer_state" for leaf in differing)
+    other, help_ = (
+        ("optimiser", "give the run's own, or take θ alone by jmeta.restore(folder, like, only='params')")
+        if of_optimizer
+        else ("model or learner", "put the run's own back")
+    )
+    leaf = differing[0]
+    raise CheckpointError(
+        f"the checkpoint {checkpoint} is of another {other}: it has {leaf} {there.get(leaf, 'missing')}, where the run "
+        f"has {here.get(leaf, 'none')}; {help_}."
     )
 
 
-def _sealed_leaves(path: Path) -> dict[str, str]:
-    """What a checkpoint holds; read before Orbax, which prints pages about a damaged file and misses some damage."""
+def _seal(checkpoint: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        seal = json.loads((checkpoint / _SEAL).read_text())
+        return seal if isinstance(seal, dict) else {}
+    return {}
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Looked at before Orbax, which prints pages about a damaged file and misses some damage."""
+    seal = _seal(checkpoint)
+    if "files" in seal:
+        names = seal["files"]
+    else:  # of the first versions, which hashed all there was
+        files = (file for file in checkpoint.rglob("*") if file.is_file() and file.stem != Path(_SEAL).stem)
+        names = [file.relative_to(checkpoint).as_posix() for file in sorted(files)]
     try:
-        seal = json.loads((path / _SEAL).read_text())
-        digest, leaves = seal["sha256"], dict(seal["leaves"])
-    except (OSError, ValueError, KeyError, TypeError):
-        digest, leaves = None, {}
-    if digest != _digest(path):
-        raise CheckpointError(f"the checkpoint {path} is damaged; remove it to go back to the one before it.")
-    return leaves
+        return isinstance(seal["leaves"], dict) and seal["sha256"] == _digest(checkpoint, names)
+    except (OSError, KeyError, TypeError):
+        return False
 
 
-def _digest(path: Path) -> str:
+def _digest(checkpoint: Path, names: Iterable[str]) -> str:
+    """Of the files that were written; what a file manager or a synchronising service adds does no harm."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file() and file.stem != Path(_SEAL).stem):
-        digest.update(repr((str(file.relative_to(path)), file.stat().st_size)).encode())
-        digest.update(file.read_bytes())
+    for name in names:
+        content = (checkpoint / name).read_bytes()
+        digest.update(repr((name, len(content))).encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
-def _leaves(train_state: TrainState) -> dict[str, str]:
-    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(train_state)}
+def _leaves_of(checkpoint: Path) -> dict[str, str]:
+    return dict(_seal(checkpoint).get("leaves", {}))
+
+
+def _leaves(tree: PyTree) -> dict[str, str]:
+    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(tree)}

@@ -1,5 +1,6 @@
 """The command line: train, evaluate, adapt, search, list."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -43,6 +44,7 @@ _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hi
 _Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_OF_THE_LEARNER)]
 _OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
 
+_ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has
 _INNER_STEPS, _SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve
 _UPDATES = (0, 1, 2, 3)  # of what acts in environments
 
@@ -481,14 +483,14 @@ def _restore(run: Path, config: Config) -> TrainState:
 
 
 def _read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, whose last line a kill may have cut."""
+    """The rows of `metrics.jsonl` that are whole; a kill may have cut the last line."""
     file = run / "metrics.jsonl"
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    rows: list[dict[str, Any]] = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):  # damage costs the lines that it hit, and no others
+            row = json.loads(line)
+            if isinstance(row, dict) and row.keys() >= _ROW:
+                rows.append(row)
     return rows
 
 

@@ -1,8 +1,12 @@
 """`jax.jit` with the compiler's options that suit meta-learning on the backend at hand."""
 
-import inspect
-from collections.abc import Callable
-from functools import cache
+import contextlib
+import dataclasses
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -37,9 +41,115 @@ def compiler_options() -> dict[str, Any] | None:
     return _CPU_OPTIONS
 
 
+_PROGRAMS = 64  # of a function, each of 10 to 40 MB; the least recently used goes first
+_LIBRARIES = frozenset({"jmeta", "optax", "flax", "jax", "functools"})
+
+
+class Compiled:
+    """`jax.jit` of a function whose keyword-only arguments are static, found again by what those are made of.
+
+    A learner, a source's `sample` or an optimiser is a handful of closures, and two that equal calls made are not equal
+    for Python. Here they are one, so that they share a program; and programs that nobody asked for lately are let go.
+    """
+
+    def __init__(self, function: Callable[..., Any], size: int = _PROGRAMS, nested: bool = False) -> None:
+        self._function, self._size, self._nested, self._lock = function, size, nested, threading.Lock()
+        self._programs: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+
+    def __call__(self, *arguments: Any, **static: Any) -> Any:
+        return self.program(**static)(*arguments)
+
+    def lower(self, *arguments: Any, **static: Any) -> Any:
+        """As `jax.jit(...).lower`."""
+        return self.program(**static).lower(*arguments)
+
+    def program(self, **static: Any) -> Any:
+        """The jitted function of these static arguments."""
+        key = tuple((name, made_of(value)) for name, value in sorted(static.items()))
+        with self._lock:
+            if key not in self._programs:
+                # the static arguments are kept with it, so that an identity in the key is not given to another object
+                options = None if self._nested else compiler_options()
+                jitted = jax.jit(partial(self._function, **static), compiler_options=options)
+                self._programs[key] = (jitted, static)
+            self._programs.move_to_end(key)
+            while len(self._programs) > self._size:
+                self._programs.popitem(last=False)
+            return self._programs[key][0]
+
+    def _cache_size(self) -> int:
+        return sum(program._cache_size() for program, _ in self._programs.values())
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+
 @cache
-def compiled(function: Callable[..., Any]) -> Any:
-    """`jax.jit` of a function whose keyword-only arguments are static, with `compiler_options()`."""
-    parameters = inspect.signature(function).parameters.values()
-    static = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return jax.jit(function, static_argnames=static, compiler_options=compiler_options())
+def compiled(function: Callable[..., Any], nested: bool = False) -> Compiled:
+    """The `Compiled` of a function, one for all who ask; without options if it is called inside of other programs."""
+    return Compiled(function, nested=nested)
+
+
+def made_of(value: Any) -> Hashable:
+    """What tells two static arguments apart: the content of what cannot change, the identity of all else.
+
+    A function of jmeta, JAX, Flax or optax is its code and what it closes over. One of a user is itself: it may read
+    global names, which say something else the next time that a cell of a notebook is run.
+
+    Args:
+        value: a learner, a function, an optimiser, a number, ...
+
+    Returns:
+        A key, equal for arguments that give the same program.
+
+    Example:
+        >>> import jmeta, optax
+        >>> from jmeta.compilation import made_of
+        >>> one = made_of(optax.adam(1e-3))
+        >>> one == made_of(optax.adam(1e-3)), one == made_of(optax.adam(1e-2))
+        (True, False)
+    """
+    return _key(value, ())
+
+
+def _key(value: Any, above: tuple[int, ...]) -> Hashable:
+    if id(value) in above:  # a function that closes over itself
+        return ("above", above.index(id(value)))
+    above = (*above, id(value))
+    if isinstance(value, float):
+        return (type(value), float(value).hex())  # 0.0 and -0.0 are equal
+    if isinstance(value, tuple):
+        return (type(value), *(_key(part, above) for part in value))
+    if isinstance(value, partial):
+        return (partial, *(_key(x, above) for x in (value.func, value.args, tuple(sorted(value.keywords.items())))))
+    if isinstance(value, types.MethodType):
+        return (types.MethodType, _key(value.__func__, above), _key(value.__self__, above))
+    if isinstance(value, jax.custom_vjp | jax.custom_jvp):
+        own = {name: x for name, x in vars(value).items() if not name.startswith("__")}
+        return (type(value), *((name, _key(x, above)) for name, x in sorted(own.items())))
+    if isinstance(value, types.FunctionType) and _library(value) == "jaxtyping":  # whose checks change nothing
+        return _key(value.__wrapped__, above)  # type: ignore[attr-defined]
+    if isinstance(value, types.FunctionType) and _library(value) in _LIBRARIES:
+        cells = tuple(_content(cell) for cell in value.__closure__ or ())
+        keywords = tuple((value.__kwdefaults__ or {}).items())
+        return (value.__code__, *(_key(x, above) for x in (cells, value.__defaults__ or (), keywords)))
+    if dataclasses.is_dataclass(value) and type(value).__module__.partition(".")[0] == "jmeta":
+        with contextlib.suppress(TypeError):
+            return (type(value), hash(value), value)
+        fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return (type(value), *((name, _key(x, above)) for name, x in fields))
+    with contextlib.suppress(TypeError):
+        return (type(value), hash(value), value)
+    return ("identity", id(value))
+
+
+def _library(function: types.FunctionType) -> str:
+    """The package whose global names it reads; `__module__` may be copied from a function that it wraps."""
+    return str(function.__globals__.get("__name__", "")).partition(".")[0]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that is not bound yet
+        return None

@@ -4,6 +4,7 @@ Everything is a pure function of pytrees. A batch of tasks is a `Task` with a le
 `over_tasks` is the only place that knows this axis: a learner is written for one task.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jmeta.errors import ModelError
-from jmeta.losses import measured
-from jmeta.tree import path_name
+from jmeta.tree import path_name, widened
 
 Params: TypeAlias = PyTree
 State: TypeAlias = PyTree
 Info = Mapping[str, Array]
+Mask: TypeAlias = Bool[Array, "n"] | None
 
 
 class Examples(NamedTuple):
@@ -172,15 +173,19 @@ def episodic(
         ()
     """
 
+    def checked_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
+        check_examples("support", support)
+        return adapt(key, params, state, support)
+
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         adapt_key, predict_key = jax.random.split(key)
-        adapted = adapt(adapt_key, params, state, task.support)
+        adapted = checked_adapt(adapt_key, params, state, task.support)
         outputs = predict(predict_key, adapted, task.query.inputs)
         return measured(loss, outputs, task.query), (adapted.state, adapted.info)
 
-    return MetaLearner(init, adapt, predict, over_tasks(one_task))
+    return MetaLearner(init, checked_adapt, predict, over_tasks(one_task))
 
 
 def embedded(
@@ -253,6 +258,7 @@ def embedded(
         return params, state
 
     def answer(key: Key[Array, ""], params: Params, state: State, support: PyTree, train: bool) -> Adapted:
+        check_examples("support", support)
         embed_key, adapt_key = jax.random.split(key)
         z, state = embeddings(embed_key, params, state, support, train)
         return adapt(adapt_key, params, state, support._replace(inputs=z))
@@ -343,6 +349,40 @@ def outputs_of(
     return model.apply(key, params, state, examples.inputs, train=train, **given)
 
 
+def measured(measure: Callable[..., Any], outputs: Any, examples: Any) -> Any:
+    """A loss or metric of the outputs for examples, of which rows outside of the mask do not count.
+
+    Args:
+        measure: `(outputs, targets) -> scalar`, or `(outputs, targets, mask=) -> scalar` for tasks with a mask.
+        outputs: `[n, ...]`.
+        examples: `Examples`, or whatever has `targets`.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ModelError: the examples have a mask, and `measure` takes none.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> from jmeta.core import measured
+        >>> padded = jmeta.Examples((), jnp.ones((2, 1)), mask=jnp.asarray([True, False]))
+        >>> float(measured(jmeta.mean_squared_error, jnp.asarray([[1.0], [9.0]]), padded))
+        0.0
+    """
+    mask = getattr(examples, "mask", ())
+    if isinstance(mask, tuple):
+        return measure(outputs, examples.targets)
+    parameters = inspect.signature(measure).parameters.values()
+    if not any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters):
+        name = getattr(measure, "__name__", "the loss")
+        raise ModelError(
+            f"the tasks have rows that are not there, and {name} takes no mask; let it take `mask=` and leave those "
+            "rows away, as jmeta.mean_squared_error does."
+        )
+    return measure(outputs, examples.targets, mask=mask)
+
+
 def over_tasks(one_task: Objective) -> Objective:
     """The objective of a batch of tasks from that of one task: the only place that knows the task axis.
 
@@ -366,9 +406,24 @@ def over_tasks(one_task: Objective) -> Objective:
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
         losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
-        return losses.mean(), (mean_over_tasks(states), mean_over_tasks(info))
+        return widened(losses).mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
     return objective
+
+
+def check_examples(name: str, examples: PyTree) -> None:
+    """Raises `ModelError` where `Examples` have integer labels for targets, as elsewhere is the custom, or lists."""
+    if not isinstance(examples, Examples) or isinstance(examples.targets, tuple):
+        return
+    if isinstance(examples.targets, list) or isinstance(examples.inputs, list):
+        raise ModelError(f"inputs or targets of the {name} are a list; give arrays: jnp.asarray(...).")
+    shape, dtype = jnp.shape(examples.targets), jnp.result_type(examples.targets)
+    whole = not jnp.issubdtype(dtype, jnp.inexact)
+    if len(shape) == 1 or (whole and len(shape) == 2 and shape[1] == 1):
+        labels = "targets" if len(shape) == 1 else "targets[:, 0]"
+        help_ = f"one-hot rows, jax.nn.one_hot({labels}, ways)" if whole else "[n, outputs], targets[:, None]"
+        kind = "integer labels" if whole else "of shape"
+        raise ModelError(f"the targets of the {name} are {kind} {list(shape)}; give {help_}.")
 
 
 def check_model(model: Any) -> None:

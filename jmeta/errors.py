@@ -34,11 +34,11 @@ class CheckpointError(JmetaError, OSError):
 
 
 class NonFiniteError(JmetaError, FloatingPointError):
-    """The meta-loss or its gradient became infinite or not a number.
+    """The meta-loss, its gradient or the update became infinite or not a number.
 
     Attributes:
         step: the meta-step at which it happened, from 0.
-        train_state: the last `TrainState` whose loss and gradient were finite.
+        train_state: the last finite `TrainState`, from which `jmeta.fit` goes on with other rates.
     """
 
     def __init__(self, message: str, step: int, train_state: Any) -> None:

@@ -40,7 +40,7 @@ _BASE: Mapping[str, Any] = {
 INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     "momentum": partial(optax.sgd, momentum=0.9),
-    "adam": optax.adam,
+    "adam": partial(optax.adam, eps_root=1e-8),  # is differentiated through, and √v has no derivative at 0
     "rmsprop": optax.rmsprop,
 }
 DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32

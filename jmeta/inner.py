@@ -1,16 +1,18 @@
 """The inner problem: what a learner minimises on the support of one task."""
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, outputs_of
+from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, measured, outputs_of
 from jmeta.errors import ConfigError, ModelError
-from jmeta.losses import measured
 from jmeta.tree import combine, everything, partition
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -106,6 +108,64 @@ def descend(
         update = optax.with_extra_args_support(optimiser).update
         updates, optimiser_state = update(gradient, optimiser_state, params, **extra)
         return optax.apply_updates(params, updates), optimiser_state
+
+
+def checked_when_differentiated(optimiser: optax.GradientTransformation, gradient: PyTree, params: PyTree) -> PyTree:
+    """The gradient, as it is; where a derivative goes through it, the optimiser's own is looked at, once, when traced.
+
+    Raises:
+        ConfigError: the update has no derivative where an entry of the gradient is 0, as that of Adam has none in √v.
+    """
+
+    @jax.custom_jvp
+    def watched(gradient: PyTree) -> PyTree:
+        return gradient
+
+    @watched.defjvp
+    def derivative(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[PyTree, PyTree]:
+        shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(params))
+        if not _has_derivative_at_zero(optimiser, jax.tree.structure(params), shapes):
+            raise ConfigError(
+                "the inner optimiser has no derivative where an entry of the gradient is 0 (an unused weight, a dead "
+                "unit), so that the meta-gradient would be NaN; give it an eps_root, as functools.partial(optax.adam, "
+                "eps_root=1e-8), or the learner adjoint=jmeta.first_order()."
+            )
+        return primals[0], tangents[0]
+
+    return watched(gradient)
+
+
+@lru_cache(maxsize=256)
+def _has_derivative_at_zero(
+    optimiser: optax.GradientTransformation, tree: Any, shapes: tuple[tuple[tuple[int, ...], Any], ...]
+) -> bool:
+    """Whether one update has a finite derivative in a gradient of which every second entry is 0.
+
+    Not all are: what divides by the norm of all (clipping) needs none where that is 0, at a minimum.
+    """
+    with jax.ensure_compile_time_eval():
+        single = all(math.prod(shape) == 1 for shape, _ in shapes)
+        gradient, params = [], []
+        for i, (shape, dtype) in enumerate(shapes):
+            small = tuple(min(size, 2) for size in shape)  # what an update does to an entry, two show as well as all
+            n = math.prod(small)
+            entries = np.full(n, i % 2) if single else np.arange(1, n + 1) % 2 if n == 1 else np.arange(n) % 2
+            gradient.append(jnp.asarray(entries.reshape(small), dtype))
+            params.append(jnp.ones(small, dtype))
+        if not any(bool(g.any()) for g in gradient):
+            return True
+        start, along = jax.tree.unflatten(tree, params), jax.tree.unflatten(tree, params)
+
+        def update(gradient: PyTree) -> PyTree:
+            return descend(optimiser, gradient, optimiser.init(start), start)[0]
+
+        try:
+            slope = jax.jit(lambda g: jax.jvp(update, (g,), (along,))[1])(jax.tree.unflatten(tree, gradient))
+        except FloatingPointError:  # of jax_debug_nans
+            return False
+        except Exception:  # an update that needs more than a gradient is somebody's own, and met when it is used
+            return True
+        return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slope))
 
 
 def support_loss(model: Model, loss: Loss) -> InnerLoss:

@@ -1,50 +1,12 @@
-"""Losses of one task: outputs and targets of the same shape in, a scalar out."""
-
-import inspect
-from collections.abc import Callable
-from typing import Any
+"""Losses of one task: outputs and targets of the same shape in, a scalar of at least 32 bits out."""
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from jmeta.core import Examples, Mask, check_examples
 from jmeta.errors import ModelError
-
-Mask = Bool[Array, "n"] | None
-
-
-def measured(measure: Callable[..., Any], outputs: Any, examples: Any) -> Any:
-    """A loss or metric of the outputs for examples, of which rows outside of the mask do not count.
-
-    Args:
-        measure: `(outputs, targets) -> scalar`, or `(outputs, targets, mask=) -> scalar` for tasks with a mask.
-        outputs: `[n, ...]`.
-        examples: `Examples`, or whatever has `targets`.
-
-    Returns:
-        Its value.
-
-    Raises:
-        ModelError: the examples have a mask, and `measure` takes none.
-
-    Example:
-        >>> import jax.numpy as jnp, jmeta
-        >>> from jmeta.losses import measured
-        >>> padded = jmeta.Examples((), jnp.ones((2, 1)), mask=jnp.asarray([True, False]))
-        >>> float(measured(jmeta.mean_squared_error, jnp.asarray([[1.0], [9.0]]), padded))
-        0.0
-    """
-    mask = getattr(examples, "mask", ())
-    if isinstance(mask, tuple):
-        return measure(outputs, examples.targets)
-    parameters = inspect.signature(measure).parameters.values()
-    if not any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters):
-        name = getattr(measure, "__name__", "the loss")
-        raise ModelError(
-            f"the tasks have rows that are not there, and {name} takes no mask; let it take `mask=` and leave those "
-            "rows away, as jmeta.mean_squared_error does."
-        )
-    return measure(outputs, examples.targets, mask=mask)
+from jmeta.tree import widened
 
 
 def softmax_cross_entropy(
@@ -69,6 +31,7 @@ def softmax_cross_entropy(
         0.6931
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     targets = targets if mask is None else targets * mask[:, None].astype(targets.dtype)
     return optax.losses.softmax_cross_entropy(outputs, targets).sum() / jnp.maximum(targets.sum(), 1.0)
 
@@ -95,6 +58,7 @@ def mean_squared_error(
         4.0
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     squares = jnp.square(outputs - targets)
     if mask is None:
         return squares.mean()
@@ -122,6 +86,7 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"], mask
         1.0
     """
     _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
     labelled = targets.any(axis=-1) if mask is None else targets.any(axis=-1) & mask
     right = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)) & labelled
     share = right.sum(dtype=outputs.dtype) / jnp.maximum(labelled.sum(dtype=outputs.dtype), 1.0)
@@ -129,6 +94,7 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"], mask
 
 
 def _check_shape(outputs: Array, targets: Array) -> None:
+    check_examples("task", Examples((), targets))
     if outputs.ndim != targets.ndim:
         raise ModelError(
             f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; give "

@@ -64,7 +64,7 @@ def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Traj
         before: `[tasks, episodes, T]`.
         after: the same, of the adapted policy.
     """
-    count, plane = len(before.rewards), before.observations.shape[3:] == (2,)
+    count, plane = len(before.rewards), getattr(before.observations, "shape", ())[3:] == (2,)
     figure = _figure(0.6 + 2.4 * count, 5.2)
     grid = figure.subplots(2, count, sharex=True, sharey=True, squeeze=False)
     for row, name, episodes in zip(grid, ("before", "after adaptation"), (before, after), strict=True):

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
+from jmeta.envs.environment import flat_observation
 from jmeta.envs.rollout import Trajectory
 from jmeta.envs.spaces import Space
+from jmeta.tree import widened
 
 Steps = Float[Array, "*episodes T"]
 Alive = Bool[Array, "*episodes T"]
@@ -39,7 +42,14 @@ def discounted_sum(x: Steps, discount: float) -> Steps:
     return jnp.moveaxis(sums, 0, -1)
 
 
-def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount: float, trace: float) -> Steps:
+def generalized_advantage(
+    rewards: Steps,
+    values: Steps,
+    alive: Alive,
+    discount: float,
+    trace: float,
+    last_value: Float[Array, "*episodes"] | None = None,
+) -> Steps:
     """Aₜ = Σₖ (γλ)ᵏ δₜ₊ₖ with δₜ = rₜ + γ V(sₜ₊₁) − V(sₜ), and V = 0 beyond the end.
 
     Args:
@@ -48,6 +58,8 @@ def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount:
         alive: `[episodes, T]`.
         discount: γ.
         trace: λ; 1 is the sum of rewards less the baseline, 0 one step.
+        last_value: V(s_T), `[episodes]`, of the states in which a limit of time cut the episodes, and 0 for episodes
+            that ended. Default: all ended.
 
     Returns:
         A, `[episodes, T]`, 0 after the end.
@@ -58,6 +70,8 @@ def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount:
         >>> ones = jnp.ones((1, 3))
         >>> generalized_advantage(ones, 0 * ones, ones > 0, 1.0, 1.0)[0].tolist()
         [3.0, 2.0, 1.0]
+        >>> generalized_advantage(ones, 2 * ones, ones > 0, 0.5, 0.9, 2 * ones[:, 0])[0].tolist()  # 1 for ever
+        [0.0, 0.0, 0.0]
 
     Reference: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
     equation 16, https://arxiv.org/abs/1506.02438.
@@ -71,14 +85,16 @@ def generalized_advantage(rewards: Steps, values: Steps, alive: Alive, discount:
         return after, jnp.where(alive, advantage, jnp.zeros_like(advantage))
 
     zero = jnp.zeros_like(rewards[..., 0])
+    beyond = zero if last_value is None else last_value.astype(values.dtype)
     steps = (jnp.moveaxis(rewards, -1, 0), jnp.moveaxis(values, -1, 0), jnp.moveaxis(alive, -1, 0))
-    return jnp.moveaxis(lax.scan(step, (zero, zero), steps, reverse=True)[1], 0, -1)
+    return jnp.moveaxis(lax.scan(step, (zero, beyond), steps, reverse=True)[1], 0, -1)
 
 
 def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 1e-5) -> Steps:
     """A ridge regression of the rewards to go on features of observation and time, fitted to the episodes it is for.
 
-    V(sₜ, t) = w · (o, o², t/100, (t/100)², (t/100)³, 1), w = argmin Σ (V − Σ_{k ≥ t} γᵏ⁻ᵗ rₖ)² + penalty ‖w‖².
+    V(sₜ, t) = w · (o, o², t/100, (t/100)², (t/100)³, 1), w = argmin Σ (V − Σ_{k ≥ t} γᵏ⁻ᵗ rₖ)² + penalty ‖w‖². To the
+    rewards to go of an episode that a limit of time cut belongs γᵀ⁻ᵗ V(s_T, T), of the same w.
 
     Args:
         trajectories: of one task, `[episodes, T]`.
@@ -100,21 +116,41 @@ def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 
     Reference: Duan et al. 2016, "Benchmarking Deep Reinforcement Learning for Continuous Control", section 4.2 of the
     appendix; rllab's `LinearFeatureBaseline`, which the authors of MAML use.
 
-    Differences from rllab: the weights are of the normal equations with the penalty times the number of steps.
+    Differences from rllab: the weights are of the normal equations with the penalty times the number of steps; rllab
+    takes every limit of time for an end.
     """
+    return _fitted_values(trajectories, discount, penalty)[0]
+
+
+def _fitted_values(
+    trajectories: Trajectory, discount: float, penalty: float = 1e-5
+) -> tuple[Steps, Float[Array, "*episodes"]]:
+    """`linear_baseline` and its V(s_T, T), `[episodes]`, 0 where the episode ended."""
     episodes, horizon = trajectories.rewards.shape
-    o = jnp.clip(trajectories.observations.reshape(episodes, horizon, -1), -10.0, 10.0)
-    t = jnp.broadcast_to(jnp.arange(horizon, dtype=o.dtype)[None, :, None] / 100, (episodes, horizon, 1))
-    features = jnp.concatenate([o, o**2, t, t**2, t**3, jnp.ones_like(t)], axis=-1)
-    weights = trajectories.alive.astype(o.dtype)
-    x = (features * weights[..., None]).reshape(episodes * horizon, -1)
+
+    def features(observations: PyTree, times: range) -> Float[Array, "episodes times features"]:
+        o = jnp.clip(widened(flat_observation(observations, axes=2)), -10.0, 10.0)
+        t = jnp.broadcast_to(jnp.asarray(times, o.dtype)[None, :, None] / 100, (episodes, len(times), 1))
+        return jnp.concatenate([o, o**2, t, t**2, t**3, jnp.ones_like(t)], axis=-1)
+
+    now = features(trajectories.observations, range(horizon))
+    if jax.tree.leaves(trajectories.last):
+        last = jax.tree.map(lambda x: x[:, None], trajectories.last)
+        beyond = jnp.where(trajectories.ended[:, None, None], 0.0, features(last, range(horizon, horizon + 1)))
+    else:
+        beyond = jnp.zeros_like(now[:, :1])
+    weights = trajectories.alive.astype(now.dtype)
+    powers = discount ** jnp.arange(horizon, 0, -1, dtype=now.dtype)[None, :, None]
+    x = ((now - powers * beyond) * weights[..., None]).reshape(episodes * horizon, -1)
     y = (discounted_sum(trajectories.rewards, discount) * weights).reshape(-1)
     ridge = penalty * weights.sum() * jnp.eye(x.shape[-1], dtype=x.dtype)
-    return features @ jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
+    w = jnp.linalg.solve(x.T @ x + ridge, x.T @ y)
+    return now @ w, (beyond @ w)[:, 0]
 
 
 def moments(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and standard deviation over the steps before the end."""
+    x = widened(x)
     weights = alive.astype(x.dtype) / jnp.maximum(alive.sum(), 1).astype(x.dtype)
     mean = (x * weights).sum()
     return mean, jnp.sqrt((jnp.square(x - mean) * weights).sum())
@@ -124,7 +160,7 @@ class Credit(NamedTuple):
     """What the actions of a batch of episodes are credited with; constants of the surrogates.
 
     Args:
-        rewards: γᵗ rₜ, `[episodes, T]`.
+        rewards: γᵗ rₜ, `[episodes, T]`; that of a last step that a limit of time made holds γᵀ V(s_T) as well.
         values: γᵗ b(sₜ), a baseline, `[episodes, T]`.
         advantages: A, `[episodes, T]`.
         alive: which steps count, `[episodes, T]`.
@@ -159,10 +195,11 @@ def credit(trajectories: Trajectory, discount: float, trace: float, normalize: b
         (3, 5)
     """
     alive = trajectories.alive
-    values = linear_baseline(trajectories, discount)
-    advantages = generalized_advantage(trajectories.rewards, values, alive, discount, trace)
+    values, beyond = _fitted_values(trajectories, discount)
+    advantages = generalized_advantage(trajectories.rewards, values, alive, discount, trace, beyond)
+    rewards = trajectories.rewards.at[:, -1].add(discount * beyond)
     powers = discount ** jnp.arange(alive.shape[-1], dtype=values.dtype)[None]
-    rewards, values = (jnp.where(alive, x * powers, jnp.zeros_like(x)) for x in (trajectories.rewards, values))
+    rewards, values = (jnp.where(alive, x * powers, jnp.zeros_like(x)) for x in (rewards, values))
     if normalize:
         mean, deviation = moments(advantages, alive)
         scale = 1 / (deviation + 1e-8)
@@ -173,6 +210,7 @@ def credit(trajectories: Trajectory, discount: float, trace: float, normalize: b
 
 def step_mean(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> Float[Array, ""]:
     """The mean over the steps before the end."""
+    x = widened(x)
     return jnp.where(alive, x, jnp.zeros_like(x)).sum() / jnp.maximum(alive.sum(), 1).astype(x.dtype)
 
 

@@ -13,10 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
-from jmeta.errors import ConfigError, ConvergenceWarning, ModelError, NonFiniteError
+from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check_examples, mean_over_tasks, measured
+from jmeta.diagnosis import diagnosis
+from jmeta.errors import ConfigError, ConvergenceWarning, JmetaError, ModelError, NonFiniteError
 from jmeta.inner import descend
-from jmeta.losses import accuracy, measured
+from jmeta.losses import accuracy
+from jmeta.tree import path_name, widened
 
 Metrics = Mapping[str, Any]
 Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -54,7 +56,7 @@ def make_step(
     """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
 
     Draws a batch of tasks, computes the gradient of the learner's objective in θ, updates θ by the optimiser. If the
-    loss or the gradient is not finite, the step leaves everything as it was, its counter too.
+    loss, the gradient or the update is not finite, the step leaves everything as it was, its counter too.
 
     Args:
         learner: the meta-learner.
@@ -86,34 +88,43 @@ def make_step(
     objective, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
-        sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
-        batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
-        # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
-        batch = learner.collect(jax.random.fold_in(objective_key, 0), carry.params, carry.state, batch)
+        objective_key, batch = _draw(learner, source, carry, tasks)
 
         def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
             value, (_, info) = objective(objective_key, params, carry.state, batch)
             return value, info
 
-        # L-BFGS refuses arguments that it does not know.
-        heeds_info = "objective_fn" in inspect.signature(optimizer.update).parameters
+        # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
+        named = inspect.signature(optimizer.update).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
         (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
-        updated, optimizer_state = descend(
-            optimizer,
-            gradient,
-            carry.optimizer_state,
-            carry.params,
-            value=loss,
-            grad=gradient,
-            value_fn=lambda params: value_and_info(params)[0],
-            **({"objective_fn": value_and_info} if heeds_info else {}),
-        )
-        norm = optax.tree.norm(gradient)
+        offered = {"value": loss, "grad": gradient, "value_fn": lambda params: value_and_info(params)[0]}
+        offered = {name: value for name, value in offered.items() if name in named or takes_all}
+        if "objective_fn" in named:
+            offered["objective_fn"] = value_and_info
+        try:
+            updated, optimizer_state = descend(optimizer, gradient, carry.optimizer_state, carry.params, **offered)
+        except JmetaError:
+            raise
+        except Exception as error:  # when traced, as that of lookahead, whose parameters are a pair of trees
+            raise ConfigError(_unfit(error)) from error
+        norm = optax.tree.norm(widened(gradient))
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
-        kept = lax.cond(jnp.isfinite(loss) & jnp.isfinite(norm), lambda: new, lambda: carry)
+        leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        finite = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *leaves]).all()
+        kept = lax.cond(finite, lambda: new, lambda: carry)
         return kept, {**info, "loss": loss, "gradient_norm": norm}
 
     return step
+
+
+def _draw(learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int) -> tuple[Key[Array, ""], Task]:
+    """The key of the objective and the tasks of the next meta-step, collected."""
+    sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
+    batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
+    # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
+    collect_key = jax.random.fold_in(objective_key, 0)
+    return objective_key, learner.collect(collect_key, carry.params, carry.state, batch)
 
 
 def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any, Any]:
@@ -150,13 +161,13 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any,
         def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
             key, part = key_and_chunk
             (loss, aux), gradient = value_and_grad(key, params, state, part)
-            return jax.tree.map(lambda a, b: a + b / chunks, total, (loss, gradient)), aux
+            return jax.tree.map(lambda a, b: a + b / chunks, total, widened((loss, gradient))), aux
 
         first = jax.tree.map(lambda x: x[0], parts[1])
         (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient))
-        (loss, gradient), aux = lax.scan(add, zero, parts)
-        return (loss, mean_over_tasks(aux)), gradient
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        (loss, total), aux = lax.scan(add, zero, parts)
+        return (loss, mean_over_tasks(aux)), jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
 
     return averaged, accumulated
 
@@ -197,9 +208,85 @@ def init(
         0
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
-    params, state = jax.jit(learner.init)(init_key, source.sample(sample_key, source.data))
+    task = source.sample(sample_key, source.data)
+    check_task(task)
+    params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
     _check(learner, params, state, source)
-    return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+    return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, _start(optimizer, params))
+
+
+def _start(optimizer: optax.GradientTransformation, params: Params) -> PyTree:
+    try:
+        return optimizer.init(params)
+    except Exception as error:  # whatever an optimiser raises that wants other parameters
+        raise ConfigError(_unfit(error)) from error
+
+
+def _unfit(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"the optimiser cannot update the parameters of the learner ({reason}); take one whose update takes them alone."
+    )
+
+
+def check_task(task: PyTree) -> None:
+    """Raises `ModelError` where a source gives something else than tasks whose targets are rows."""
+    if not isinstance(task, Task):
+        raise ModelError(f"the source gives a {type(task).__name__}; let sample return jmeta.Task(support, query).")
+    check_examples("support", task.support)
+    check_examples("query", task.query)
+
+
+def _check_state(
+    train_state: Any, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+) -> None:
+    """Raises `ConfigError` unless a `TrainState` is one of this learner and optimiser, before anything compiles."""
+    if not isinstance(train_state, TrainState):
+        inside = ": give its train_state" if isinstance(train_state, Fit) else ", as init or an earlier fit gives"
+        raise ConfigError(f"train_state is a {type(train_state).__name__}; give a TrainState{inside}.")
+
+    def start(key: Key[Array, ""], data: PyTree) -> tuple[PyTree, PyTree]:
+        params, state = learner.init(key, source.sample(key, data))
+        return (params, state), optimizer.init(train_state.params)
+
+    wanted = jax.eval_shape(start, jax.random.key(0), source.data)
+    given = ((train_state.params, train_state.state), train_state.optimizer_state)
+    for what, here, there in zip(("learner or model", "optimiser"), wanted, given, strict=True):
+        ours, theirs = (
+            {path_name(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree.leaves_with_path(tree)}
+            for tree in (here, there)
+        )
+        for leaf in {**ours, **theirs}:
+            if ours.get(leaf) != theirs.get(leaf):
+                raise ConfigError(
+                    f"train_state is of another {what}: it has {leaf} {theirs.get(leaf, 'missing')}, where this one "
+                    f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
+                    "by jmeta.init(...)._replace(params=...)."
+                )
+        if str(jax.tree.structure(here)) != str(jax.tree.structure(there)):
+            raise ConfigError(
+                f"train_state holds the right arrays of its {what} in other containers (as a FrozenDict for a dict); "
+                "give the tree that jmeta.init gives."
+            )
+
+
+def _check_counts(**counts: Any) -> None:
+    """Raises `ConfigError` unless all are whole numbers of at least 1, or None."""
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+            raise ConfigError(f"{name} is {value}; give a whole number.")
+        least = 0 if name == "steps" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; give at least {least}.")
+
+
+def _check_concrete(name: str, help_: str, *trees: PyTree) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
+        raise ConfigError(f"{name} is a loop of Python, which jit, vmap and grad cannot look into; {help_}.")
+
+
+def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:
+    return learner.init(key, task)
 
 
 class Fit(NamedTuple):
@@ -246,18 +333,24 @@ def fit(
         task_chunk: how many tasks are adapted at a time, see `make_step`.
         log_every: meta-steps of one compiled scan: how often metrics reach the host.
         train_state: where to go on; default: from `init`.
-        callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early by true.
+        callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early. `True`, of
+            Python, NumPy or JAX, stops; whatever else it returns (what `file.write` does) means nothing.
 
     Returns:
         The trained parameters and the history.
 
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
-        NonFiniteError: loss or gradient became non-finite; it carries the last finite `train_state`.
+        ConfigError: a number of steps or tasks that is none, a `train_state` of another learner, model or optimiser, or
+            a call under `jit` or `vmap`.
+        NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
+            and carries the last finite `train_state`.
 
     Warns:
         ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
             and it is not 0.
+        UserWarning: `train_state` is at `steps` already, so that nothing is left to do; or the first call of the
+            callback returned `True`, as `update` of a tqdm bar does whenever it draws.
 
     Example:
         >>> import jax, jmeta
@@ -266,9 +359,19 @@ def fit(
         >>> [row["step"] for row in fitted.history]
         [10, 20]
     """
-    if log_every < 1 or tasks < 1:
-        raise ConfigError(f"log_every is {log_every} and tasks is {tasks}; give at least 1 of each.")
-    train_state = train_state or init(key, learner, optimizer, source)
+    _check_counts(steps=steps, tasks=tasks, log_every=log_every)
+    help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
+    _check_concrete("fit", help_, key, source.data, train_state)
+    if train_state is None:
+        train_state = init(key, learner, optimizer, source)
+    else:
+        _check_state(train_state, learner, optimizer, source)
+    if (done := int(train_state.step)) >= steps > 0:
+        warnings.warn(
+            f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
+            f"is done; steps={done + steps} makes {steps} more.",
+            stacklevel=2,
+        )
     history: list[Metrics] = []
     while (begin := int(train_state.step)) < steps:
         train_state, info = compiled(_run)(
@@ -284,12 +387,9 @@ def fit(
         )
         done = int(train_state.step)
         if done < min(begin + log_every, steps):
-            raise NonFiniteError(
-                f"the meta-loss or its gradient is not finite at step {done}; lower the inner or the outer rate.",
-                done,
-                train_state,
-            )
-        means = {name: np.asarray(x)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
+            why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
+            raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
+        means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
         if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
             warnings.warn(
                 f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, so "
@@ -299,9 +399,32 @@ def fit(
             )
         metrics = {"step": done} | means | {"step": done}
         history.append(metrics)
-        if callback is not None and callback(train_state, metrics):
+        if callback is not None and _is_true(callback(train_state, metrics)):
+            if len(history) == 1 and done < steps:
+                warnings.warn(
+                    f"the first call of the callback returned True, which stops the run at step {done} of {steps}; to "
+                    "go on, let it return None.",
+                    stacklevel=2,
+                )
             break
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _drawn(
+    learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
+) -> tuple[Key[Array, ""], Params, State, Task]:
+    """What the next meta-step gives its objective."""
+    key, batch = jax.jit(lambda carry, data: _draw(learner, source._replace(data=data), carry, tasks))(
+        train_state, source.data
+    )
+    return key, train_state.params, train_state.state, batch
+
+
+def _is_true(answer: Any) -> bool:
+    """Whether it is a single true; what is only truthy, as a count of written characters, is not."""
+    return isinstance(answer, bool | np.ndarray | np.generic | jax.Array) and (
+        np.shape(answer) == () and np.asarray(answer).dtype == bool and bool(answer)
+    )
 
 
 def _run(
@@ -339,7 +462,7 @@ def evaluate(
     *,
     episodes: int = 600,
     task_chunk: int | None = None,
-    metric: Metric = accuracy,
+    metric: Metric | Mapping[str, Metric] = accuracy,
 ) -> dict[str, Any]:
     """Adapts to unseen tasks and measures the answers to their queries.
 
@@ -353,16 +476,19 @@ def evaluate(
         source: where test tasks come from.
         episodes: number of tasks; 600 is the custom of the field.
         task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
-        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`.
+        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`. Several at once: a
+            dict of them, or one that gives a dict of scalars.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
-        and the protocol of the source ("ways", "shots", "queries")}`; where it does, also `"alone"`, the mean over the
-        same episodes with each query asked alone, and `"alone_ci95"`.
+        and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
+        same episodes with each query asked alone, and `"alone_ci95"`. Of several metrics each has its own interval,
+        `"accuracy_ci95"`, and its own `"accuracy_alone"`.
 
     Raises:
-        ModelError: the model does not fit the tasks.
+        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
+        ConfigError: a metric that cannot be compiled.
 
     Example:
         >>> import jax, jmeta
@@ -376,24 +502,38 @@ def evaluate(
         >>> sorted(result)
         ['ci95', 'episodes', 'mean_squared_error', 'queries', 'shots', 'transductive']
     """
+    _check_counts(episodes=episodes, task_chunk=task_chunk)
     if episodes < 2:
         raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
+    _check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
     task = jax.eval_shape(source.sample, key, source.data)
+    check_task(task)
     chunk = min(episodes, task_chunk or _default_chunk(task, 32))
     arguments = (key, params, state, source.data)
     static = {"learner": learner, "sample": source.sample}
     # Tracing tells what does not fit before anything compiles.
-    size = {"episodes": episodes, "chunk": chunk, "metric": metric}
-    mean, half_width = _interval(compiled(_evaluate)(*arguments, **static, **size, alone=False))
+    metrics = (
+        tuple(metric.items()) if isinstance(metric, Mapping) else ((getattr(metric, "__name__", "metric"), metric),)
+    )
+
+    def intervals(alone: bool) -> dict[str, tuple[float, float]]:
+        size = {"episodes": episodes, "chunk": chunk, "metrics": metrics, "alone": alone}
+        return {name: _interval(values) for name, values in compiled(_evaluate)(*arguments, **static, **size).items()}
+
+    means = intervals(alone=False)
+    single = list(means) == [name for name, _ in metrics] and not isinstance(metric, Mapping)
+    results: dict[str, Any] = {}
+    for name, (mean, half_width) in means.items():
+        results |= {name: mean, "ci95" if single else f"{name}_ci95": half_width}
     transductive = bool(compiled(_transductive)(*arguments, **static))
-    alone = _interval(compiled(_evaluate)(*arguments, **static, **size, alone=True)) if transductive else ()
+    for name, (mean, half_width) in intervals(alone=True).items() if transductive else ():
+        alone = "alone" if single else f"{name}_alone"
+        results |= {alone: mean, f"{alone}_ci95": half_width}
     return {
-        getattr(metric, "__name__", "metric"): mean,
-        "ci95": half_width,
+        **results,
         "episodes": episodes,
         **source.protocol,
         "transductive": transductive,
-        **dict(zip(("alone", "alone_ci95"), alone, strict=False)),
     }
 
 
@@ -413,10 +553,10 @@ def _evaluate(
     sample: Callable[[Key[Array, ""], PyTree], Task],
     episodes: int,
     chunk: int,
-    metric: Metric,
+    metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
-) -> Float[Array, "episodes"]:
-    def episode(key: Key[Array, ""]) -> Float[Array, ""]:
+) -> dict[str, Float[Array, "episodes"]]:
+    def episode(key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
@@ -428,9 +568,29 @@ def _evaluate(
             return jax.tree.map(lambda x: x[0], answer(jax.tree.map(lambda x: x[None], one)))
 
         inputs = task.query.inputs
-        return measured(metric, lax.map(answer_one, inputs) if alone else answer(inputs), task.query)
+        return _measured(metrics, lax.map(answer_one, inputs) if alone else answer(inputs), task.query)
 
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
+
+
+def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, Array]:
+    """Each metric of one task by its name; one that gives a dict gives several."""
+    values: dict[str, Array] = {}
+    for name, metric in metrics:
+        try:
+            value = measured(metric, outputs, query)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise ConfigError(
+                f"the metric {name!r} cannot be compiled: it uses NumPy, float() or an `if` on values; write it with "
+                "jax.numpy, and jnp.where for the `if`."
+            ) from error
+        values |= value if isinstance(value, Mapping) else {name: value}
+    for name, value in values.items():
+        if jnp.shape(value) != ():
+            raise ModelError(
+                f"the metric {name!r} has shape {list(jnp.shape(value))}; give one number for a task: take the mean."
+            )
+    return values
 
 
 def _transductive(

@@ -1,9 +1,10 @@
-"""Selecting leaves of a pytree by their path."""
+"""Leaves of a pytree: selected by their path, and in a precision that sums can be taken in."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmeta.errors import ConfigError
@@ -67,3 +68,25 @@ def partition(select: Callable[[str], bool], tree: PyTree) -> tuple[PyTree, PyTr
 def combine(selected: PyTree, rest: PyTree) -> PyTree:
     """Puts the two halves of `partition` together."""
     return jax.tree.map(lambda a, b: b if a is None else a, selected, rest, is_leaf=lambda x: x is None)
+
+
+def widened(tree: PyTree) -> PyTree:
+    """Floats of fewer than 32 bits as float32, for what is summed: bfloat16 knows no 301. All else stays as it is.
+
+    Args:
+        tree: any pytree of arrays.
+
+    Returns:
+        The same tree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.tree import widened
+        >>> widened({"low": jnp.ones(2, jnp.bfloat16), "count": jnp.ones(2, jnp.int8)})["low"].dtype.name
+        'float32'
+    """
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if _is_narrow(x) else x, tree)
+
+
+def _is_narrow(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4

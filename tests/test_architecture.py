@@ -200,7 +200,7 @@ def test_what_is_refused():
     moving = jmeta.darts(jmeta.prototypical(jmeta.linen(CellNetwork(**NETWORK, norm="running"))))
     with pytest.raises(jmeta.ModelError, match="the learner has a state"):
         jmeta.init(KEY, moving, optax.sgd(0.1), tasks())
-    plain = jmeta.darts(jmeta.prototypical(jmeta.linen(jmeta.Conv4(outputs=None, features=2))))
+    plain = jmeta.darts(jmeta.prototypical(jmeta.linen(jmeta.Conv4(outputs=None, features=2, groups=1))))
     with pytest.raises(jmeta.ConfigError, match="no leaf of the parameters is adaptable"):
         jmeta.init(KEY, plain, optax.sgd(0.1), tasks())
 

@@ -146,7 +146,7 @@ def test_persistent_inner_variables_are_those_of_a_loop_of_a_few_lines(float64):
 
 
 def test_persistent_inner_variables_outlive_scans_and_checkpoints(tmp_path):
-    learner = ridge(persistent=True, inner_steps=2, inner_optimizer=optax.adam(0.1))
+    learner = ridge(persistent=True, inner_steps=2, inner_optimizer=optax.adam(0.1, eps_root=1e-8))
     options = {"tasks": 1, "optimizer": optax.adam(0.1)}
     whole = jmeta.fit(KEY, learner, source(), steps=6, log_every=6, **options)
     half = jmeta.fit(KEY, learner, source(), steps=3, log_every=1, **options)

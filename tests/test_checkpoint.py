@@ -1,4 +1,5 @@
 import functools
+import hashlib
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 import jmeta
-from jmeta.checkpoint import latest_step
+from jmeta.checkpoint import latest_step, write_whole
 
 
 @functools.cache
@@ -107,7 +108,10 @@ def test_every_damaged_file_is_told_in_one_sentence(folder, spoil, capfd):
             continue  # not sealed: as if killed before the end
         file.unlink() if spoiled is None else file.write_bytes(spoiled)
         before = files(folder)
-        with pytest.raises(jmeta.CheckpointError, match=r"^the checkpoint .*7 is damaged; remove it to .*\.$"):
+        with pytest.raises(
+            jmeta.CheckpointError,
+            match=r"^the checkpoint .*7 is damaged; remove it to go back to step 3, which is whole\.$",
+        ):
             jmeta.restore(folder, begin())
         assert files(folder) == before
         file.write_bytes(content)
@@ -130,8 +134,10 @@ def test_a_foreign_checkpoint_names_a_leaf(folder, network, leaf):
 
 def test_another_optimizer_is_foreign(folder):
     other = begin()._replace(optimizer_state=optax.sgd(0.1).init(begin().params))
-    with pytest.raises(jmeta.CheckpointError, match="another model or learner"):
+    with pytest.raises(jmeta.CheckpointError, match=r"another optimiser: it has optimizer_state.*only='params'\)\.$"):
         jmeta.restore(folder, other)
+    restored = jmeta.restore(folder, other, only="params")
+    assert leaves(other._replace(params=restored)) == leaves(other._replace(params=begin(7).params))
 
 
 @pytest.mark.parametrize("seal", ["[]", "{}", "null", '{"sha256": 1, "leaves": 2}'])
@@ -143,5 +149,133 @@ def test_a_seal_of_another_kind_is_damage(folder, seal):
 
 def test_the_seal_lists_the_leaves(folder):
     seal = json.loads((folder / "7" / "seal.json").read_text())
+    assert all("\\" not in name and (folder / "7" / name).is_file() for name in seal["files"])
     assert seal["leaves"]["params/head/kernel"] == "float32[4, 1]"
     assert seal["leaves"]["step"] == "int32[]"
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "desktop.ini", "._seal.json", "default/.DS_Store", "default/d/._x", "seal.txt"]
+)
+def test_what_others_leave_in_a_checkpoint_does_no_harm(folder, name):
+    (folder / "7" / name).parent.mkdir(exist_ok=True)
+    (folder / "7" / name).write_bytes(b"Bud1")
+    assert leaves(jmeta.restore(folder, begin())) == leaves(begin(7))
+
+
+def test_a_seal_of_the_first_versions_is_read(folder):
+    """They hashed all files, in the order of their paths, and did not list them."""
+    seal = json.loads((folder / "7" / "seal.json").read_text())
+    digest = hashlib.sha256()
+    for file in sorted(file for file in (folder / "7").rglob("*") if file.is_file() and file.name != "seal.json"):
+        digest.update(repr((str(file.relative_to(folder / "7")), file.stat().st_size)).encode())
+        digest.update(file.read_bytes())
+    (folder / "7" / "seal.json").write_text(json.dumps({"sha256": digest.hexdigest(), "leaves": seal["leaves"]}))
+    assert leaves(jmeta.restore(folder, begin())) == leaves(begin(7))
+
+
+def test_folders_of_others_stay(folder):
+    for name in ("notes", "2024", "007", "3.parts", "x.part"):
+        (folder / name).mkdir()
+        (folder / name / "seal").write_text("mine")
+    jmeta.save(folder, begin(9))
+    assert leaves(jmeta.restore(folder, begin())) == leaves(begin(9))
+    assert {path.name for path in folder.iterdir()} == {"7", "9", "notes", "2024", "007", "3.parts", "x.part"}
+
+
+def test_the_damaged_newest_is_not_passed_over_in_silence(folder):
+    (folder / "7" / "seal.json").write_text("{}")
+    with pytest.raises(jmeta.CheckpointError, match="remove it to go back to step 3, which is whole"):
+        jmeta.restore(folder, begin())
+    assert leaves(jmeta.restore(folder, begin(), step=3)) == leaves(begin(3))
+    (folder / "3" / "seal.json").write_text("{}")
+    with pytest.raises(jmeta.CheckpointError, match="remove it to train anew, as none before it is whole"):
+        jmeta.restore(folder, begin())
+    with pytest.raises(jmeta.CheckpointError, match=r"no checkpoint of step 4 in .*: it has 3, 7;"):
+        jmeta.restore(folder, begin(), step=4)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3), "bias": jnp.zeros(3, jnp.bfloat16)},
+        jnp.arange(3),
+        (jnp.ones(2), [jnp.zeros((), jnp.int32)]),
+        {"key": jax.random.key(3)},
+    ],
+    ids=["dict", "array", "tuple", "key"],
+)
+def test_any_tree_is_saved_and_restored(tree, tmp_path):
+    jmeta.save(tmp_path, tree)
+    restored = jmeta.restore(tmp_path, tree)
+    assert jax.tree.structure(restored) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(raw(a), raw(b))
+
+
+def raw(x):
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+def test_numbers_of_python_are_saved(tmp_path):
+    jmeta.save(tmp_path, {"rate": 0.5, "steps": 3})
+    assert jmeta.restore(tmp_path, {"rate": 0.0, "steps": 0})["rate"] == 0.5
+
+
+def test_a_tree_does_not_replace_a_run(folder):
+    before = files(folder)
+    with pytest.raises(jmeta.CheckpointError, match="holds the checkpoints of a run"):
+        jmeta.save(folder, begin().params)
+    with pytest.raises(jmeta.CheckpointError, match="nothing to save"):
+        jmeta.save(folder / "new", {})
+    assert files(folder) == before
+
+
+def test_parts_of_a_run(folder):
+    for like in (begin(), begin().params, jax.eval_shape(begin).params):
+        params = jmeta.restore(folder, like, only="params")
+        assert jax.tree.structure(params) == jax.tree.structure(begin().params)
+        jax.tree.map(np.testing.assert_array_equal, params, begin().params)
+    with pytest.raises(jmeta.ConfigError, match="only is 'θ'; give one of key, step, params"):
+        jmeta.restore(folder, begin(), only="θ")
+    with pytest.raises(jmeta.CheckpointError, match="another model or learner: it has params/Dense_0"):
+        jmeta.restore(folder, begin(hidden=(5,)), only="params")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jmeta.save("~/runs", begin(3))
+    assert latest_step("~/runs") == 3 and (tmp_path / "runs" / "3").is_dir()
+    assert leaves(jmeta.restore("~/runs", begin())) == leaves(begin(3))
+
+
+@pytest.mark.parametrize("step", [7, 9])
+@pytest.mark.parametrize("most", [0, 100, 1000])
+def test_a_full_disk_leaves_the_last_checkpoint(folder, step, most):
+    """The system refuses to let any file grow beyond a limit."""
+    resource = pytest.importorskip("resource")
+    before, limits = files(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(
+            jmeta.CheckpointError, match=r"^the checkpoint of step . cannot be written .*as they were\.$"
+        ):
+            jmeta.save(folder, begin(step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(folder) == before and sorted(path.name for path in folder.iterdir()) == ["3", "7"]
+    jmeta.save(folder, begin(step))
+    assert latest_step(folder) == step
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    resource = pytest.importorskip("resource")
+    write_whole(tmp_path / "x.json", "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(tmp_path / "x.json", "new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"x.json": "old"}

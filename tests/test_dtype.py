@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
@@ -138,7 +139,9 @@ def test_all_that_is_kept_is_float32_and_all_convolutions_are_bfloat16(name, mod
     assert "bf16" in str(program)
 
 
-@pytest.mark.parametrize("module", [BatchNorm("per_task"), jmeta.Conv4(features=4), jmeta.MLP(outputs=2)], ids=type)
+@pytest.mark.parametrize(
+    "module", [BatchNorm("per_task"), jmeta.Conv4(features=4, groups=2), jmeta.MLP(outputs=2)], ids=type
+)
 def test_float32_is_the_default(module):
     model, in_float32 = jmeta.linen(module), jmeta.linen(module.clone(dtype="float32"))
     images = normal(0, (3, 9, 8, 1))
@@ -275,3 +278,96 @@ def test_a_setting_of_a_run():
     for wrong in ("int32", "float8"):
         with pytest.raises(jmeta.ConfigError, match=f"there is no dtype '{wrong}'.*float32, bfloat16"):
             experiment.resolve(dtype=wrong)
+
+
+LOW = [jnp.bfloat16, jnp.float16]
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("targets_dtype", [jnp.float32, None])
+def test_metrics_and_losses_of_low_outputs_are_those_of_float32(dtype, targets_dtype):
+    """3001 examples are more than either dtype can count."""
+    targets = jax.nn.one_hot(jnp.arange(3001) % 5, 5)
+    outputs = targets.at[0].set(jnp.roll(targets[0], 1))  # one wrong
+    low, low_targets = outputs.astype(dtype), targets.astype(targets_dtype or dtype)
+    for function in (jmeta.accuracy, jmeta.softmax_cross_entropy, jmeta.mean_squared_error):
+        value = function(low, low_targets)
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, function(outputs, targets), rtol=1e-6)
+    np.testing.assert_allclose(jmeta.accuracy(low, low_targets), 3000 / 3001, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_average_precision_of_low_outputs_counts_beyond_256(dtype):
+    random = np.random.default_rng(0)
+    outputs = jnp.stack([jnp.zeros(301), jnp.asarray(random.integers(-9, 9, 301), jnp.float32)], axis=1)
+    targets = jax.nn.one_hot(jnp.asarray(random.integers(0, 2, 301)), 2)
+    low = jmeta.average_precision_gain(outputs.astype(dtype), targets.astype(dtype))
+    np.testing.assert_allclose(low, jmeta.average_precision_gain(outputs, targets), rtol=1e-6)
+
+
+def test_float64_losses_stay_float64(float64):
+    assert jmeta.mean_squared_error(jnp.ones((2, 1)), jnp.zeros((2, 1))).dtype == jnp.float64
+
+
+def test_means_over_tasks_and_steps_are_float32():
+    """A loss of 301 for half of the tasks, and one of 302 for the others, which bfloat16 has not."""
+
+    def one_task(key, params, state, task):
+        return task.query.astype(jnp.bfloat16) + 0 * params.astype(jnp.bfloat16), (state, {})
+
+    objective = jmeta.over_tasks(one_task)
+    tasks = jmeta.Task((), jnp.asarray([300.0, 302.0]))  # both of which it has
+    value = objective(KEY, jnp.ones(()), (), tasks)[0]
+    assert value.dtype == jnp.float32 and value == 301.0
+
+
+def test_a_gradient_over_many_chunks_is_summed_in_float32():
+    """1/512 of each of 512 chunks is lost where a sum of bfloat16 is 1/2."""
+
+    def one_task(key, params, state, task):
+        return (params * task.query.astype(jnp.bfloat16)).sum().astype(jnp.float32), (state, {})
+
+    learner = jmeta.MetaLearner(
+        lambda key, task: (jnp.ones((), jnp.bfloat16), ()), None, None, jmeta.over_tasks(one_task)
+    )
+    source = jmeta.TaskSource((), lambda key, data: jmeta.Task((), jnp.ones(())), {})
+    start = jmeta.init(KEY, learner, optax.sgd(0.5), source)
+    new, info = jmeta.make_step(learner, optax.sgd(0.5), source, tasks=512, task_chunk=1)(start, None)
+    assert new.params == 0.5 and new.params.dtype == jnp.bfloat16
+    np.testing.assert_allclose(info["gradient_norm"], 1.0, rtol=1e-6)
+
+
+def test_a_history_is_the_mean_of_all_its_steps():
+    """Of 1, 2, ..., 400, which a sum in bfloat16 would lose."""
+
+    def objective(key, params, state, tasks):
+        return (0 * params).sum(), (state + 1, {"count": (state + 1).astype(jnp.bfloat16)})
+
+    learner = jmeta.MetaLearner(lambda key, task: (jnp.ones(()), jnp.zeros((), jnp.int32)), None, None, objective)
+    source = jmeta.TaskSource((), lambda key, data: jmeta.Task((), jnp.ones(())), {})
+    fitted = jmeta.fit(KEY, learner, source, steps=400, tasks=1, log_every=400)
+    values = np.asarray(jnp.arange(1, 401).astype(jnp.bfloat16), np.float64)
+    assert fitted.history[0]["count"] == pytest.approx(values.mean())
+
+
+def test_a_policy_in_bfloat16_is_credited_in_float32():
+    from jmeta.envs import bandit
+    from jmeta.policy_gradient import step_mean
+
+    alive = jnp.ones((1, 301), bool)
+    assert step_mean(jnp.ones((1, 301), jnp.bfloat16), alive) == 1.0
+
+    class Low(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=True):
+            return nn.Dense(3, dtype=jnp.bfloat16)(x)
+
+    source = bandit(arms=3, pulls=5)
+    learner = jmeta.maml_rl(jmeta.linen(Low()), trajectories=3)
+    tasks = jax.vmap(source.sample, (0, None))(jax.random.split(KEY, 2), source.data)
+    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
+    collected = jax.jit(learner.collect)(KEY, params, state, tasks)
+    assert dtypes(collected) == FLOAT32
+    value, _ = jax.eval_shape(learner.objective, KEY, params, state, collected)
+    assert value.dtype == jnp.float32

@@ -26,6 +26,7 @@ from jmeta.envs import (
     reveal,
     rollout,
 )
+from jmeta.envs.spaces import check_bounds
 
 KEY = jax.random.key(0)
 
@@ -145,6 +146,90 @@ def test_bad_environments_are_told_in_one_sentence():
     untraceable = dataclasses.replace(broken(), step=step)
     with pytest.raises(jmeta.DataError, match="the environment cannot be compiled"):
         environment_tasks(untraceable, no_params)
+
+
+def test_a_limit_of_time_is_told_from_an_end():
+    """The environment ends after 3 steps; a horizon of 2 cuts it, one of 3 or 4 does not."""
+
+    def step(key, state, action, params):
+        return state[None] + 1.0, state + 1.0, jnp.ones(()), state >= 2.0, {}
+
+    for horizon, finite, ended in ((2, False, False), (2, True, True), (3, False, True), (4, False, True)):
+        counter = Environment(
+            jnp.zeros(()), lambda key, params: (jnp.zeros(1), jnp.zeros(())), step, Discrete(2), horizon, finite
+        )
+        trajectory = rollout(KEY, counter, still([0.0, 0.0]), ())[1]
+        assert bool(trajectory.ended) == ended
+        assert trajectory.last.tolist() == [min(horizon, 3)]
+
+
+def point(reward=lambda r: r, done=lambda d: d, observation=lambda s: s, after=lambda s: s, horizon=5):
+    def step(key, state, action, goal):
+        state = state + 0.1 * action
+        now = after(observation(state))
+        return now, state, reward(-jnp.abs(state - goal).sum()), done(jnp.asarray(False)), {}
+
+    return Environment(
+        jnp.zeros(2), lambda key, goal: (observation(jnp.zeros(2)), jnp.zeros(2)), step, Box(2), horizon=horizon
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        (point(reward=lambda r: r[None]), r"^the reward has shape \[1\]; give a scalar\."),
+        (
+            point(done=lambda d: d.astype(jnp.float32)),
+            r"^done is float32 of shape \[\]; give a single bool, as done > 0\.",
+        ),
+        (point(done=lambda d: d[None]), r"^done is bool of shape \[1\]; give a single bool"),
+        (point(after=lambda s: s[:1]), r"^the observation is \[2\] from reset and \[1\] from step; let both"),
+        (
+            point(observation=lambda s: {"speed": s}, after=lambda s: {"velocity": s["speed"]}),
+            r"^the observation 'speed' is \[2\] from reset and nothing from step",
+        ),
+        (
+            dataclasses.replace(point(), reset=lambda key, goal: jnp.zeros(2)),
+            r"^reset returns 1 values; let it return \(obs",
+        ),
+        (
+            dataclasses.replace(point(), step=lambda key, state, action, goal: (state, state, 0.0, False)),
+            r"^step returns 4 values; let it return \(observation, state, reward, done, info\)\.",
+        ),
+    ],
+)
+def test_what_an_environment_returns_is_checked_leaf_by_leaf(environment, sentence):
+    with pytest.raises(jmeta.DataError, match=sentence):
+        environment_tasks(environment, lambda key: jax.random.uniform(key, (2,)))
+
+
+def test_box_takes_one_pair_of_bounds():
+    with pytest.raises(jmeta.ConfigError, match="one number for all coordinates"):
+        check_bounds(np.zeros(2), np.ones(2))
+
+
+@pytest.mark.parametrize("name", ["maml_rl", "rl2"])
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_dict_of_observations_is_as_good_as_a_vector(name, finite):
+    """Names in the order of the alphabet, so that both have the same features in the same places."""
+    results = []
+    for observation in (lambda s: s, lambda s: {"x": s[0], "y": s[1:]}):
+        environment = dataclasses.replace(point(observation=observation), finite=finite)
+        source = environment_tasks(environment, lambda key: jax.random.uniform(key, (2,)), queries=2)
+        if name == "rl2":
+            learner = jmeta.rl2(jmeta.linen(jmeta.models.RecurrentPolicy(Box(2), width=4)))
+        else:
+            learner = jmeta.maml_rl(jmeta.linen(jmeta.models.Policy(Box(2), hidden=(4,))), trajectories=3)
+        task = source.sample(KEY, source.data)
+        params, state = learner.init(KEY, task)
+        tasks = jax.tree.map(lambda x: x[None], task)
+        value = jax.jit(learner.collect)(KEY, params, state, tasks)
+        gradient = jax.jit(jax.grad(lambda p: learner.objective(KEY, p, state, value)[0]))(params)  # noqa: B023
+        results.append(jax.tree.leaves(gradient))
+        oracle = reveal(source).sample(KEY, source.data).support
+        assert oracle.reset(KEY, oracle.params)[0].shape == (4,)
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 class Gymnaxlike:

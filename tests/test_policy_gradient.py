@@ -162,6 +162,27 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(generalized_advantage(*arrays, jnp.asarray(alive), γ, λ), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_advantage_of_an_episode_that_a_limit_of_time_cut():
+    """Reward 1 for ever and discount 0.9 are worth 10 everywhere: no action is better than expected."""
+    reward, value = jnp.ones((2, 4)), jnp.full((2, 4), 10.0)
+    advantages = generalized_advantage(reward, value, reward > 0, 0.9, 0.95, jnp.asarray([10.0, 0.0]))
+    np.testing.assert_allclose(advantages[0], 0.0, atol=1e-5)
+    np.testing.assert_allclose(advantages[1], [-9 * 0.855**k for k in (3, 2, 1, 0)], rtol=1e-4)
+
+
+def test_the_baseline_of_a_cut_episode_is_the_value_of_going_on():
+    """Observation o pays o for ever, and is kept: V = 10 o, of which an end after 5 steps leaves 10 o (1 − 0.9ᵏ)."""
+    o = jnp.asarray([0.5, 1.0, 2.0])
+    rewards = jnp.broadcast_to(o[:, None], (3, 5))
+    cut = episodes_of(rewards, rewards > 0, rewards[..., None])._replace(last=o[:, None], ended=jnp.zeros(3, bool))
+    np.testing.assert_allclose(linear_baseline(cut, 0.9), 10 * rewards, rtol=0.01)
+    signals = credit(cut, 0.9, 0.95, normalize=False)
+    np.testing.assert_allclose(signals.advantages, 0.0, atol=0.05)
+    np.testing.assert_allclose(signals.rewards.sum(axis=1), 10 * o, rtol=0.01)  # what DiCE sums
+    ended = credit(cut._replace(ended=jnp.ones(3, bool)), 0.9, 1.0, normalize=False)
+    np.testing.assert_allclose(ended.rewards.sum(axis=1), 10 * o * (1 - 0.9**5), rtol=1e-4)
+
+
 def episodes_of(rewards, alive, observations):
     shape = rewards.shape
     previous = Previous(jnp.zeros((*shape, 1)), jnp.zeros(shape), jnp.zeros(shape))
@@ -218,8 +239,9 @@ def test_the_clipped_surrogate_by_hand():
     np.testing.assert_allclose(given, least[alive].mean(), rtol=1e-4)
 
 
-def test_the_value_of_rl2_is_per_step_of_the_horizon():
-    """With an output v, λ = 0 and rewards c the error is ½ mean(((c + T v) / T − v)²), and T v = 0 at the end."""
+@pytest.mark.parametrize("finite", [True, False])
+def test_the_value_of_rl2_is_per_step_of_the_horizon(finite):
+    """With an output v, λ = 0 and rewards c the error is ½ mean(((c + T v) / T − v)²), and T v = 0 at an end."""
     horizon, reward = 5, 3.0
     always = Environment(
         jnp.asarray(reward),
@@ -227,6 +249,7 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon():
         lambda key, state, action, params: (jnp.ones(1), state, params, jnp.zeros((), bool), {}),
         Discrete(2),
         horizon,
+        finite,
     )
     learner = jmeta.rl2(jmeta.linen(RecurrentPolicy(Discrete(2), width=4)), inner_steps=0, discount=1.0, trace=0.0)
     tasks = jax.tree.map(lambda x: x[None], Task(always, ()))
@@ -235,7 +258,7 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon():
         params["value"] = {"kernel": jnp.zeros_like(params["value"]["kernel"]), "bias": jnp.full(1, v)}
         batch = learner.collect(KEY, params, state, tasks)
         _, (_, info) = learner.objective(KEY, params, state, batch)
-        targets = reward + horizon * v * np.array([1, 1, 1, 1, 0])
+        targets = reward + horizon * v * np.array([1, 1, 1, 1, 1 - finite])
         np.testing.assert_allclose(info["value_error"], 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The compiled step, fit and evaluate."""
 
+import functools
 import re
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 import jmeta
+from jmeta import experiment
 from jmeta.compilation import compiled
 from jmeta.train import _run
 
@@ -30,7 +32,7 @@ def conv_source(ways=3):
 
 
 def conv_learner(ways=3, **options):
-    return jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=ways, features=4, **options)))
+    return jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=ways, features=4, groups=2, **options)))
 
 
 def same(a, b):
@@ -135,6 +137,19 @@ def test_a_callback_logs_and_stops():
     assert int(fitted.train_state.step) == 4
 
 
+@pytest.mark.parametrize("answer", [50, "text", {"loss": 1.0}, [True], np.ones(3, bool), 1.0, np.asarray(1), False])
+def test_what_is_no_true_does_not_stop(answer):
+    fitted = jmeta.fit(KEY, LEARNER, SOURCE, steps=4, tasks=2, log_every=2, callback=lambda *_: answer)
+    assert int(fitted.train_state.step) == 4
+
+
+@pytest.mark.parametrize("true", [True, np.True_, np.asarray(True), jnp.asarray(True)], ids=repr)
+def test_true_at_once_stops_and_is_told(true):
+    with pytest.warns(UserWarning, match="returned True, which stops the run at step 2 of 4; to go on"):
+        fitted = jmeta.fit(KEY, LEARNER, SOURCE, steps=4, tasks=2, log_every=2, callback=lambda *_: true)
+    assert int(fitted.train_state.step) == 2
+
+
 def test_a_loss_that_becomes_non_finite_stops_with_the_last_good_parameters():
     def sample(key, data):
         task = SOURCE.sample(key, data)
@@ -152,6 +167,113 @@ def test_a_loss_that_becomes_non_finite_stops_with_the_last_good_parameters():
         caught.value.train_state.params,
         good.params,
     )
+
+
+def fails_with(sentence, learner, source=SOURCE, **options):
+    with pytest.raises(jmeta.NonFiniteError, match=sentence) as caught:
+        jmeta.fit(KEY, learner, source, **{"steps": 3, "tasks": 4, "log_every": 3} | options)
+    return caught.value
+
+
+def test_a_rate_inside_that_is_too_high_is_told_by_the_inner_loss():
+    # from θ a step of 1e20, then a square of it
+    error = fails_with(
+        r"at step 0: the inner loss of 4 tasks of 4 is not finite from inner step 1 on; lower the inner rate\.$",
+        sinusoid_learner(inner_rate=1e20, inner_steps=2),
+    )
+    assert error.step == 0
+
+
+def test_a_rate_inside_that_ruins_the_answers_alone():
+    fails_with("the loss of the queries of 4 tasks of 4 is not finite, though", sinusoid_learner(inner_rate=1e20))
+
+
+def test_data_that_is_not_finite_is_told_by_its_place():
+    def sample(key, data):
+        task = SOURCE.sample(key, data)
+        return task._replace(query=task.query._replace(targets=task.query.targets.at[3, 0].set(jnp.inf)))
+
+    fails_with(
+        r"'query/targets' of task 0 is not finite: entry \[0, 3, 0\], row 3; repair the data",
+        LEARNER,
+        SOURCE._replace(sample=sample),
+    )
+
+
+def test_a_gradient_that_does_not_exist_names_its_leaf():
+    def objective(key, params, state, tasks):
+        loss, aux = LEARNER.objective(key, params, state, tasks)
+        return loss + jnp.sqrt(jnp.square(params["head"]["bias"] * 0.0).sum()), aux
+
+    fails_with(
+        "the gradient of 4 tasks of 4 is not finite, though the loss is, first 'head/bias'; look for a root",
+        LEARNER._replace(objective=objective),
+    )
+
+
+def test_an_update_that_is_not_finite_changes_nothing():
+    error = fails_with("loss and gradient of each task are finite", LEARNER, optimizer=optax.sgd(np.inf))
+    assert same(error.train_state.params, jmeta.init(KEY, LEARNER, optax.sgd(np.inf), SOURCE).params)
+
+
+def test_low_precision_is_named():
+    def init(key, task):
+        params, state = LEARNER.init(key, task)
+        return jax.tree.map(lambda x: x.astype(jnp.float16), params), state
+
+    def objective(key, params, state, tasks):
+        return LEARNER.objective(key, jax.tree.map(lambda x: x.astype(jnp.float32), params), state, tasks)
+
+    low = LEARNER._replace(init=init, objective=objective)
+    fails_with(
+        "low precision: 'Dense_0/bias' .float16, whose largest number is 6.55e.04.", low, optimizer=optax.sgd(6e4)
+    )
+
+
+@pytest.mark.parametrize("make", [optax.adam, optax.adamw, optax.lamb])
+@pytest.mark.parametrize("adjoint", [jmeta.exact(), jmeta.mixed_mode(), jmeta.truncated(1)])
+def test_an_inner_optimiser_without_a_derivative_at_0_is_told_before_the_run(make, adjoint):
+    learner = sinusoid_learner(inner_optimizer=make, adjoint=adjoint)
+    with pytest.raises(jmeta.ConfigError, match="give it an eps_root"):
+        jmeta.init(KEY, learner, optax.adam(1e-3), SOURCE)
+    task = SOURCE.sample(KEY, SOURCE.data)
+    learner.adapt(KEY, LEARNER.init(KEY, task)[0], {}, task.support)  # who does not differentiate it may use it
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(optax.adam, eps_root=1e-8),
+        functools.partial(optax.adamw, eps_root=1e-8),
+        optax.sgd,
+        functools.partial(optax.sgd, momentum=0.9),
+        optax.rmsprop,
+        optax.adagrad,
+        optax.adabelief,
+        lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate)),
+        lambda rate: optax.masked(optax.sgd(rate), {"Dense_0": True, "head": False}),
+    ],
+)
+def test_inner_optimisers_that_can_be_differentiated_train(make):
+    jmeta.init(KEY, sinusoid_learner(inner_optimizer=make), optax.adam(1e-3), SOURCE)
+
+
+def test_first_order_takes_any_inner_optimiser():
+    learner = sinusoid_learner(inner_optimizer=optax.adam, adjoint=jmeta.first_order())
+    jmeta.fit(KEY, learner, SOURCE, steps=1, tasks=2)
+
+
+def test_adam_inside_trains_with_an_eps_root():
+    """A network with units that are dead: half of its weights have a gradient of exactly 0."""
+    fitted = jmeta.fit(
+        KEY,
+        sinusoid_learner(inner_optimizer=experiment.INNER_OPTIMIZERS["adam"]),
+        SOURCE,
+        steps=3,
+        tasks=4,
+        log_every=3,
+    )
+    assert np.isfinite(fitted.history[-1]["loss"])
 
 
 def test_optimisers_with_a_line_search_work():
@@ -185,10 +307,10 @@ def test_data_is_an_argument_of_the_program_not_a_constant():
     source = conv_source()
     learner, optimizer = conv_learner(), optax.adam(1e-3)
     start = jmeta.init(KEY, learner, optimizer, source)
-    text = compiled(_run).lower(
-        start, source.data, jnp.asarray(3, jnp.int32), learner=learner, optimizer=optimizer, sample=source.sample,
-        tasks=2, task_chunk=None, length=3,
-    ).as_text()  # fmt: skip
+    program = compiled(_run).program(
+        learner=learner, optimizer=optimizer, sample=source.sample, tasks=2, task_chunk=None, length=3
+    )
+    text = program.lower(start, source.data, jnp.asarray(3, jnp.int32)).as_text()
     assert not re.search(r"stablehlo.constant dense<\"0x[0-9A-F]{4000,}", text)
 
 
@@ -221,6 +343,41 @@ def test_transductive_is_measured(policy, transductive):
     params, state = learner.init(KEY, source.sample(KEY, source.data))
     result = jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
     assert result["transductive"] is transductive
+
+
+def wide(outputs, targets):
+    return jnp.abs(outputs).mean()
+
+
+def both(outputs, targets):
+    return {"mean_squared_error": jmeta.mean_squared_error(outputs, targets), "wide": wide(outputs, targets)}
+
+
+@pytest.mark.parametrize("metric", [{"mean_squared_error": jmeta.mean_squared_error, "wide": wide}, both])
+def test_several_metrics_each_with_its_interval(metric):
+    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    result = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=metric)
+    for one in (jmeta.mean_squared_error, wide):
+        alone = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=one)
+        assert result[one.__name__] == pytest.approx(alone[one.__name__], rel=1e-5)
+        assert result[f"{one.__name__}_ci95"] == pytest.approx(alone["ci95"], rel=1e-4)
+    assert "ci95" not in result and result["episodes"] == 9
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        (lambda o, t: np.mean(np.asarray(o)), "metric 'mine' cannot be compiled: it uses NumPy"),
+        (lambda o, t: float(o.mean()), "metric 'mine' cannot be compiled"),
+        (lambda o, t: o.mean() if o.mean() > 0 else t.mean(), "metric 'mine' cannot be compiled"),
+        (lambda o, t: o, r"metric 'mine' has shape \[5, 1\]; give one number for a task"),
+        (lambda o, t: {"part": o[0]}, r"metric 'part' has shape \[1\]; give one number"),
+    ],
+)
+def test_a_metric_that_cannot_be_compiled(metric, sentence):
+    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    with pytest.raises(jmeta.JmetaError, match=sentence):
+        jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=2, metric={"mine": metric})
 
 
 def test_evaluate_needs_two_episodes():

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Int8, Key, Num
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.data.episodes import stored
 from jmeta.errors import DataError
+from jmeta.tree import widened
 
 
 class AssayData(NamedTuple):
@@ -151,6 +152,7 @@ def average_precision_gain(outputs: Float[Array, "n 2"], targets: Float[Array, "
 
     Reference: Stanley et al. 2021, "FS-Mol", section 4.2.
     """
+    outputs, targets = widened((outputs, targets))
     score, is_active = outputs[:, 1] - outputs[:, 0], targets[:, 1]
     above = (score[None] >= score[:, None]).astype(score.dtype)  # [n, n]: who is ranked at least as high as whom
     precision = (above @ is_active) / above.sum(axis=1)

@@ -117,6 +117,7 @@ def from_arrays(
         descriptions=() if descriptions is None else checked_descriptions(descriptions, classes, names),
     )
     most = int(np.max(count))
+    has_descriptions = descriptions is not None  # `sample` closes over no array, so that equal sources share a program
     varies = least_ways < ways or least_shots < slots
 
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
@@ -135,7 +136,7 @@ def from_arrays(
             counts = jnp.where(there, jax.random.randint(shots_key, (ways,), least_shots, shots + 1), 0)
             support = _keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
             query = _keep(query, jnp.repeat(there, queries))
-        if descriptions is not None:
+        if has_descriptions:
             support = support._replace(descriptions=jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions))
         return Task(support, query)
 

@@ -116,7 +116,7 @@ def read_images(
             f"images of {height} x {width} pixels and {channels} channels cannot be made; give a size of at least 1, "
             "and 1 channel for greyscale or 3 for RGB."
         )
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     classes, files = _entries(folder)
     if classes and files:
         raise DataError(f"{folder} holds both images and sub-folders; move the images into the folders of a class.")

@@ -99,7 +99,7 @@ def gaussian_bandit(*, arms: int = 5, pulls: int = 10, queries: int = 20) -> Tas
 def _bandit(step: Step, draw: Callable[..., Array], arms: int, pulls: int, queries: int) -> TaskSource:
     if arms < 1:
         raise ConfigError(f"arms is {arms}; give at least 1.")
-    environment = Environment(jnp.zeros(arms), _reset, step, Discrete(arms), pulls)
+    environment = Environment(jnp.zeros(arms), _reset, step, Discrete(arms), pulls, finite=True)
     return environment_tasks(
         environment,
         partial(draw, arms=arms),

@@ -88,7 +88,7 @@ def environment(params: Physics | None = None, horizon: int = 100) -> Environmen
     steers the other way; the lean tells the motor, and nobody needs to adapt.
     """
     default = Physics(*map(jnp.asarray, (0.1, 0.5, 0.0, 1.0)))
-    return Environment(default if params is None else params, _reset, _step, Box(1, -1.0, 1.0), horizon)
+    return Environment(default if params is None else params, _reset, _step, Box(1, -1.0, 1.0), horizon, finite=True)
 
 
 def hidden_cartpole(*, horizon: int = 100, queries: int = 20) -> TaskSource:

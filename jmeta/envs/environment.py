@@ -12,12 +12,17 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.envs.spaces import Space
 from jmeta.errors import ConfigError, DataError
+from jmeta.tree import path_name
 
-Reset = Callable[[Key[Array, ""], PyTree], tuple[Array, PyTree]]
-Step = Callable[[Key[Array, ""], PyTree, Array, PyTree], tuple[Array, PyTree, Array, Array, Any]]
+Reset = Callable[[Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
+Step = Callable[[Key[Array, ""], PyTree, Array, PyTree], tuple[PyTree, PyTree, Array, Array, Any]]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["reset", "step", "actions", "horizon"])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["reset", "step", "actions", "horizon", "finite"],
+)
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """A Markov decision process: pure functions with gymnax's interface, and the parameters that tell tasks apart.
@@ -27,10 +32,14 @@ class Environment:
 
     Args:
         params: the parameters of this environment (a goal, masses, probabilities): what differs between tasks.
-        reset: `(key, params) -> (observation, state)`; the observation is a float array.
-        step: `(key, state, action, params) -> (observation, state, reward, done, info)`.
+        reset: `(key, params) -> (observation, state)`; the observation is an array or any pytree of arrays.
+        step: `(key, state, action, params) -> (observation, state, reward, done, info)`, the reward a scalar, done a
+            bool.
         actions: the action space.
         horizon: after how many steps an episode ends at the latest.
+        finite: whether the task itself ends at the horizon, as a bandit of ten pulls, so that nothing that follows has
+            a value. Else the horizon is a limit of time: learners credit an episode that it cut with the value of where
+            it was cut.
 
     Raises:
         ConfigError: a horizon below 1.
@@ -55,6 +64,7 @@ class Environment:
     step: Step
     actions: Space
     horizon: int
+    finite: bool = False
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -87,7 +97,8 @@ def environment_tasks(
 
     Raises:
         ConfigError: fewer than one query.
-        DataError: the environment cannot be traced, or its observations or rewards are not finite; found by one episode
+        DataError: the environment cannot be traced, its reward is no scalar, done is no bool, a leaf of the observation
+            or the state has another shape after a step, or observations or rewards are not finite; found by one episode
             of random actions.
 
     Example:
@@ -101,6 +112,7 @@ def environment_tasks(
     if queries < 1:
         raise ConfigError(f"queries is {queries}; give at least 1 episode.")
     check_environment(environment, sample_params)
+    environment = environment.with_params(())  # an array would tell equal sources apart, which share a program
 
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
         params = sample_params(key)
@@ -111,7 +123,7 @@ def environment_tasks(
 
 
 def check_environment(environment: Environment, sample_params: Callable[[Key[Array, ""]], PyTree]) -> None:
-    """Raises `DataError` unless an episode of random actions can be compiled and has finite observations and rewards.
+    """Raises `DataError` unless an episode of random actions can be compiled, of the shapes and numbers it should have.
 
     Args:
         environment: any; its own parameters do not matter.
@@ -122,14 +134,16 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
     """
     from jmeta.envs.rollout import rollout
 
-    def policy(carry: PyTree, observation: Array, previous: PyTree) -> tuple[PyTree, Float[Array, "outputs"]]:
+    def policy(carry: PyTree, observation: PyTree, previous: PyTree) -> tuple[PyTree, Float[Array, "outputs"]]:
         return carry, jnp.zeros(environment.actions.outputs)
 
     def episode(key: Key[Array, ""]) -> tuple[Array, Array]:
         params_key, key = jax.random.split(key)
         drawn = environment.with_params(sample_params(params_key))
+        _check_step(key, drawn)
         trajectory = rollout(key, drawn, policy, ())[1]
-        return jnp.isfinite(trajectory.observations).all(), jnp.isfinite(trajectory.rewards)
+        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((trajectory.observations, trajectory.last))]
+        return jnp.stack(finite).all(), jnp.isfinite(trajectory.rewards)
 
     try:
         observed, rewarded = jax.jit(episode)(jax.random.key(0))
@@ -148,11 +162,67 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
         )
 
 
+def _check_step(key: Key[Array, ""], environment: Environment) -> None:
+    """Raises `DataError` where what `reset` and `step` return has not the shapes of the contract; when traced."""
+    first = _parts("reset", environment.reset(key, environment.params), "(observation, state)")
+    action = environment.actions.sample(
+        jnp.zeros(environment.actions.outputs), jnp.zeros_like(environment.actions.noise(key, 1)[0])
+    )
+    state = jax.tree.map(jnp.asarray, first[1])
+    after = _parts(
+        "step",
+        environment.step(key, state, environment.actions.execute(action), environment.params),
+        "(observation, state, reward, done, info)",
+    )
+    reward, done = jnp.asarray(after[2]), jnp.asarray(after[3])
+    if reward.shape != ():
+        raise DataError(f"the reward has shape {list(reward.shape)}; give a scalar.")
+    if done.shape != () or done.dtype != bool:
+        raise DataError(f"done is {done.dtype} of shape {list(done.shape)}; give a single bool, as done > 0.")
+    for name, before, now in (("observation", first[0], after[0]), ("state", first[1], after[1])):
+        then, there = ({path_name(p): jnp.shape(x) for p, x in jax.tree.leaves_with_path(t)} for t in (before, now))
+        for leaf in {**then, **there}:
+            if then.get(leaf) != there.get(leaf):
+                shapes = ["nothing" if s is None else str(list(s)) for s in (then.get(leaf), there.get(leaf))]
+                raise DataError(
+                    f"the {name}{leaf and f' {leaf!r}'} is {shapes[0]} from reset and {shapes[1]} from step; let both "
+                    "give one shape."
+                )
+
+
+def _parts(name: str, returned: Any, wanted: str) -> tuple[Any, ...]:
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    if len(parts) != len(wanted.split(",")):
+        raise DataError(f"{name} returns {len(parts)} values; let it return {wanted}.")
+    return parts
+
+
+def flat_observation(observation: PyTree, axes: int = 0) -> Float[Array, "..."]:
+    """All numbers of an observation as one vector, of the type of its first float.
+
+    Args:
+        observation: an array, or any pytree of arrays.
+        axes: how many leading axes (episodes, steps) all leaves share and keep.
+
+    Returns:
+        `[..., features]`, with `axes` axes before the last.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.envs import flat_observation
+        >>> flat_observation({"place": jnp.zeros(2), "speed": jnp.ones(())}).tolist()
+        [0.0, 0.0, 1.0]
+    """
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(observation)]
+    dtype = next((x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)), jnp.zeros(()).dtype)
+    return jnp.concatenate([x.reshape(*x.shape[:axes], -1).astype(dtype) for x in leaves], axis=-1)
+
+
 def reveal(source: TaskSource) -> TaskSource:
     """The same tasks with the parameters of the environment in every observation: the tasks of an oracle.
 
     Args:
-        source: tasks of environments whose observations and parameters are float arrays.
+        source: tasks of environments whose observations and parameters are arrays, or trees of them.
 
     Returns:
         Tasks whose observation is `[observation, parameters]`, flat.
@@ -166,8 +236,10 @@ def reveal(source: TaskSource) -> TaskSource:
         (4,)
     """
 
+    hidden = source.sample
+
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
-        return jax.tree.map(_revealed, source.sample(key, data), is_leaf=lambda x: isinstance(x, Environment))
+        return jax.tree.map(_revealed, hidden(key, data), is_leaf=lambda x: isinstance(x, Environment))
 
     return source._replace(sample=sample)
 
@@ -185,5 +257,4 @@ class _Revealed:
 
     def __call__(self, *arguments: Any) -> Any:
         observation, *rest = self.function(*arguments)
-        parts = [observation, *jax.tree.leaves(arguments[self.params])]
-        return jnp.concatenate([jnp.ravel(x).astype(observation.dtype) for x in parts]), *rest
+        return flat_observation((observation, arguments[self.params])), *rest

@@ -63,7 +63,7 @@ def tables(params: Tables, horizon: int = 10, noise: float = 0.0) -> Environment
         >>> environment.actions.n
         2
     """
-    return Environment(params, _reset, partial(_step, noise), Discrete(params.rewards.shape[1]), horizon)
+    return Environment(params, _reset, partial(_step, noise), Discrete(params.rewards.shape[1]), horizon, finite=True)
 
 
 def _draw(key: Key[Array, ""], states: int, actions: int) -> Tables:

@@ -40,7 +40,7 @@ def environment(goal: Float[Array, "2"] | None = None, horizon: int = 100) -> En
         100
     """
     goal = jnp.zeros(2) if goal is None else goal
-    return Environment(goal, _reset, _step, Box(2, -0.1, 0.1), horizon)
+    return Environment(goal, _reset, _step, Box(2, -0.1, 0.1), horizon, finite=True)
 
 
 def _goal(key: Key[Array, ""]) -> Float[Array, "2"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from jmeta.envs.environment import Environment
+from jmeta.tree import widened
 
 
 class Previous(NamedTuple):
@@ -28,23 +29,27 @@ class Trajectory(NamedTuple):
     """One episode of T = horizon steps; a batch of them has leading axes.
 
     Args:
-        observations: `[T, ...]`, before each action.
+        observations: `[T, ...]`, before each action; of the environment's own structure.
         actions: `[T]` or `[T, size]`.
         rewards: `[T]`, of each action; 0 after the end.
         alive: `[T]`, whether the episode had not ended before the step; the rest is padding.
         outputs: `[T, outputs]`, of the policy that acted.
         previous: `Previous` of `[T, ...]`.
+        last: `[...]`, the observation after the last step. Default: none, of an episode that ended.
+        ended: `[]`, whether the environment ended, so that nothing follows; false where a limit of time cut it.
     """
 
-    observations: Float[Array, "..."]
+    observations: PyTree
     actions: Array
     rewards: Float[Array, "*batch T"]
     alive: Bool[Array, "*batch T"]
     outputs: Float[Array, "*batch T outputs"]
     previous: Previous
+    last: PyTree = ()
+    ended: PyTree = ()
 
 
-Policy = Callable[[PyTree, Array, Previous], tuple[PyTree, Array]]
+Policy = Callable[[PyTree, PyTree, Previous], tuple[PyTree, Array]]
 
 
 def rollout(
@@ -61,7 +66,8 @@ def rollout(
 
     Returns:
         `((carry, previous), trajectory)`. After `done` nothing changes any more: state, observation and memory are
-        kept, rewards are 0 and `alive` is false.
+        kept, rewards are 0 and `alive` is false. Without `done`, `ended` tells what the horizon is: that of the task
+        (`environment.finite`), or a limit of time.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,6 +89,7 @@ def rollout(
         noise, key = x
         alive, state, observation, carry, previous = now
         next_carry, outputs = policy(carry, observation, previous)
+        outputs = widened(outputs)
         action = space.sample(outputs, noise)
         next_observation, next_state, reward, done, _ = environment.step(
             key, state, space.execute(action), environment.params
@@ -96,7 +103,9 @@ def rollout(
         return jax.tree.map(lambda a, b: jnp.where(alive, a.astype(b.dtype), b), going, ended), row
 
     start = (jnp.asarray(True), *jax.tree.map(jnp.asarray, (state, observation)), carry, previous)
-    (_, _, _, carry, last), trajectory = jax.lax.scan(step, start, xs)
+    (alive, _, observation, carry, last), trajectory = jax.lax.scan(step, start, xs)
+    ended = jnp.ones_like(alive) if environment.finite else ~alive
+    trajectory = trajectory._replace(last=observation, ended=ended)
     return (carry, last._replace(done=jnp.ones_like(last.done))), trajectory
 
 

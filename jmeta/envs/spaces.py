@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jmeta.errors import ConfigError
@@ -100,6 +102,7 @@ class Box:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        check_bounds(self.low, self.high)
         if self.size < 1 or not -math.inf < self.low < self.high < math.inf:
             raise ConfigError(
                 f"Box has {self.size} coordinates in [{self.low}, {self.high}]; give at least 1, between finite bounds."
@@ -149,6 +152,15 @@ class Box:
     def execute(self, action: Array) -> Array:
         """What the environment gets: the action in its own units."""
         return 0.5 * (self.high + self.low) + 0.5 * (self.high - self.low) * action
+
+
+def check_bounds(low: Any, high: Any) -> None:
+    """Raises `ConfigError` unless both bounds are one number for all coordinates."""
+    if np.ndim(low) or np.ndim(high):
+        raise ConfigError(
+            f"the bounds of a Box have shapes {list(np.shape(low))} and {list(np.shape(high))}; give one number for "
+            "all coordinates, and scale each in step."
+        )
 
 
 Space = Discrete | Box

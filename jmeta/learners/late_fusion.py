@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.distances import squared_euclidean
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance, prototypes
 from jmeta.learners.zero_shot import init_reader, read_descriptions
-from jmeta.losses import Mask, softmax_cross_entropy
+from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
 
 _SPEED = 20.0  # log β is this times its parameter, so that steps that suit a network move it far enough

@@ -32,14 +32,16 @@ def maml(
         loss: L, `(outputs, targets) -> scalar`, inner and outer.
         adjoint: how to differentiate through the inner loop; `exact()` is MAML, `first_order()` is FOMAML.
         adaptable: a predicate on the path of a leaf of θ (`"head/kernel"`): which leaves the inner loop changes.
-        inner_optimizer: any optax optimiser of a rate, as `optax.adam` or `partial(optax.sgd, momentum=0.9)`; it starts
-            anew for each task, and is differentiated through.
+        inner_optimizer: any optax optimiser of a rate, as `partial(optax.sgd, momentum=0.9)`; it starts anew for each
+            task, and is differentiated through: Adam needs `partial(optax.adam, eps_root=1e-8)`, as √v has no
+            derivative at 0.
 
     Returns:
         The learner; `Adapted.params` is φ_K, `Adapted.info["inner_loss"]` is L(φₖ; support) for k < K, `[inner_steps]`.
 
     Raises:
-        ConfigError: α is not positive or K is negative; from `init` and `fit`, K is 0 or no leaf is adaptable.
+        ConfigError: α is not positive or K is negative; from `init` and `fit`, K is 0, no leaf is adaptable, or the
+            inner optimiser has no derivative where a gradient is 0.
         ModelError: `model` is no `Model`; from `init` and `fit`, the outputs do not have the shape of the targets.
 
     Example:

@@ -10,10 +10,22 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jmeta.adjoint import exact, first_order
-from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
+from jmeta.core import (
+    Adapted,
+    Info,
+    MetaLearner,
+    Model,
+    Params,
+    State,
+    Task,
+    check_model,
+    episodic,
+    measured,
+    over_tasks,
+)
 from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, Loss, check_inner, initialiser, support_loss
-from jmeta.losses import measured, softmax_cross_entropy
+from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import partition, path_name
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
@@ -15,6 +16,7 @@ from jmeta.envs.rollout import Policy, Trajectory, collect, returns, rollout
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint, InnerProblem
 from jmeta.policy_gradient import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
+from jmeta.tree import widened
 
 
 class Experience(NamedTuple):
@@ -98,8 +100,9 @@ def maml_rl(
         )
 
     def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
-        def act(carry: PyTree, observation: Array, previous: PyTree) -> tuple[PyTree, Array]:
-            return carry, model.apply(key, params, state, observation[None], train=False)[0][0]
+        def act(carry: PyTree, observation: PyTree, previous: PyTree) -> tuple[PyTree, Array]:
+            one = jax.tree.map(lambda x: x[None], observation)
+            return carry, model.apply(key, params, state, one, train=False)[0][0]
 
         return act
 
@@ -113,9 +116,9 @@ def maml_rl(
         return Experience(environment, episodes, credit(episodes, discount, trace, normalize))
 
     def outputs_of(key: Key[Array, ""], params: Params, state: State, episodes: Trajectory) -> Array:
-        observations = episodes.observations.reshape(-1, *episodes.observations.shape[2:])
+        observations = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes.observations)
         outputs, _ = model.apply(key, params, state, observations, train=True)
-        return outputs.reshape(episodes.outputs.shape)
+        return widened(outputs).reshape(episodes.outputs.shape)
 
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: Experience) -> tuple[Array, State]:
         environment, episodes, signals = support
@@ -137,7 +140,7 @@ def maml_rl(
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         environment = task.support
-        observation = environment.reset(key, environment.params)[0][None]
+        observation = jax.tree.map(lambda x: jnp.asarray(x)[None], environment.reset(key, environment.params)[0])
         params, state = model.init(key, observation)
         outputs = jax.eval_shape(lambda: model.apply(key, params, state, observation, train=False)[0])
         if outputs.shape != (1, environment.actions.outputs):

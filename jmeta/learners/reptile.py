@@ -12,6 +12,7 @@ from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_mode
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, initialiser, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.tree import widened
 
 
 def reptile(
@@ -80,7 +81,7 @@ def reptile(
         support = task.support._replace(descriptions=())  # which queries have not
         examples = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, task.query)
         adapted = jax.lax.stop_gradient(adapt(key, params, state, examples))
-        distance = optax.tree.norm(jax.tree.map(jnp.subtract, params, adapted.params), squared=True)
+        distance = optax.tree.norm(widened(jax.tree.map(jnp.subtract, params, adapted.params)), squared=True)
         return 0.5 * distance, (adapted.state, adapted.info)
 
     learner = episodic(initialiser(model, inner_steps), adapt, answers(model), loss)

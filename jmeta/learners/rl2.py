@@ -8,10 +8,11 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
-from jmeta.envs.environment import Environment
+from jmeta.envs.environment import Environment, flat_observation
 from jmeta.envs.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
 from jmeta.errors import ConfigError, ModelError
 from jmeta.policy_gradient import clipped_surrogate, generalized_advantage, moments, step_mean
+from jmeta.tree import widened
 
 
 class Trial(NamedTuple):
@@ -75,10 +76,9 @@ def rl2(
     if inner_steps < 0:
         raise ConfigError(f"inner_steps is {inner_steps}; give 0 or more episodes.")
 
-    def features(observation: Array, previous: Previous) -> Float[Array, "features"]:
-        return jnp.concatenate(
-            [observation.ravel(), previous.action, previous.reward[None], previous.done[None]], dtype=observation.dtype
-        )
+    def features(observation: PyTree, previous: Previous) -> Float[Array, "features"]:
+        x = flat_observation(observation)
+        return jnp.concatenate([x, previous.action, previous.reward[None], previous.done[None]], dtype=x.dtype)
 
     def apply(key: Key[Array, ""], params: Params, state: State, memory: PyTree, x: Array, train: bool) -> Any:
         (memory, outputs), _ = model.apply(key, params, state, (memory, x[None]), train=train)
@@ -89,7 +89,7 @@ def rl2(
         return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), memory)
 
     def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
-        def act(memory: PyTree, observation: Array, previous: Previous) -> tuple[PyTree, Array]:
+        def act(memory: PyTree, observation: PyTree, previous: Previous) -> tuple[PyTree, Array]:
             memory, outputs = apply(key, params, state, memory, features(observation, previous), False)
             return memory, outputs[:-1]
 
@@ -115,7 +115,7 @@ def rl2(
 
         def step(memory: PyTree, x: tuple[Array, Array]) -> tuple[PyTree, Array]:
             after, outputs = apply(key, params, state, memory, x[0], True)
-            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), outputs
+            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), widened(outputs)
 
         return lax.scan(step, start(key, params, state, inputs[0]), (inputs, steps.alive))[1]
 
@@ -143,11 +143,21 @@ def rl2(
         keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
         return jax.vmap(lambda key, environment: rollout(key, environment, act, memory, previous)[1])(keys, inputs)
 
+    def extended(environment: Environment, steps: Trajectory, last: PyTree) -> Trajectory:
+        """A trial and the observation after it, as one step more, of which the value is asked."""
+        action, reward = environment.actions.encode(steps.actions[-1]), steps.rewards[-1]
+        before = Previous(action.astype(steps.previous.action.dtype), reward, jnp.zeros_like(reward))
+        trial = (steps.observations, steps.previous, steps.alive)
+        longer = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), trial, (last, before, jnp.asarray(True)))
+        return steps._replace(observations=longer[0], previous=longer[1], alive=longer[2])
+
     def one_trial(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Trial:
         _, episodes = run(key, params, state, environment, inner_steps + 1)
-        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
-        values = environment.horizon * replay(key, params, state, steps)[:, -1]
-        advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace)
+        steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes._replace(last=(), ended=()))
+        last, ended = jax.tree.map(lambda x: x[-1], (episodes.last, episodes.ended))
+        values = environment.horizon * replay(key, params, state, extended(environment, steps, last))[:, -1]
+        values, beyond = values[:-1], jnp.where(ended, 0.0, values[-1])
+        advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace, beyond)
         return Trial(environment, steps, advantages, advantages + values)
 
     def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:

@@ -14,6 +14,7 @@ from jmeta.core import (
     State,
     Task,
     at_test,
+    check_examples,
     check_model,
     outputs_of,
     over_tasks,
@@ -21,6 +22,7 @@ from jmeta.core import (
 from jmeta.distances import squared_euclidean, unit
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import prototypes
+from jmeta.learners.transfer import check_batches
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
 
@@ -63,6 +65,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         raise ConfigError(f"momentum is {momentum}; give a number from 0 to 1, without 1.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        check_batches(task)
         body_key, head_key = jax.random.split(key)
         body, state = model.init(body_key, task.query.inputs)
         z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
@@ -83,6 +86,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         return unit(z) if normalise else z
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        check_examples("support", support)
         z, model_state = outputs_of(at_test(model), key, params["body"], state["model"], support, train=True)
         state = {**state, "model": model_state}
         means = prototypes(transformed(z, state), support.targets)

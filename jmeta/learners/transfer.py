@@ -19,14 +19,16 @@ from jmeta.core import (
     State,
     Task,
     at_test,
+    check_examples,
     check_model,
+    measured,
     outputs_of,
     over_tasks,
 )
 from jmeta.distances import cosine, unit
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, support_loss
-from jmeta.losses import measured, softmax_cross_entropy
+from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import everything, under
 
 Head = Mapping[str, Array]
@@ -62,7 +64,7 @@ def transfer(
         evaluate it on episodes. Its parameters are `{"body": θ, "head": W}`.
 
     Raises:
-        ConfigError: α is not positive or K is negative.
+        ConfigError: α is not positive or K is negative; from `init` and `fit`, episodes in place of batches.
 
     Example:
         >>> import jax, jmeta
@@ -172,6 +174,7 @@ def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> M
         raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        check_examples("support", support)
         z, state = outputs_of(at_test(model), key, params["body"], state, support, train=True)
         head, value = logistic_regression(unit(z), support.targets, penalty=penalty, maxiter=maxiter)
         return Adapted({"body": params["body"], "head": head}, state, {"inner_loss": value})
@@ -236,12 +239,23 @@ def with_head(model: Model, logits: Logits) -> Model:
     return model._replace(apply=apply)
 
 
-def _pretrained(model: Model, logits: Logits, loss: Loss) -> MetaLearner:
+def check_batches(task: Task) -> None:
+    """Raises `ConfigError` where a task is an episode, whose classes are others each time, and no batch of all."""
+    if jax.tree.leaves(task.support):
+        raise ConfigError(
+            "this learner pre-trains on batches of all classes at once, and these are episodes, whose first class is "
+            "another one each time; make its training source with batch=64, and evaluate on episodes."
+        )
+
+
+def _pretrained(model: Model, logits: Logits, loss: Loss, batches: bool = True) -> MetaLearner:
     """Pre-training: no inner loop, and the queries of a task are examples of all classes."""
     check_model(model)
     network = with_head(model, logits)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        if batches:
+            check_batches(task)
         body_key, head_key = jax.random.split(key)
         body, state = model.init(body_key, task.query.inputs)
         z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
@@ -272,8 +286,10 @@ def _fine_tuned(
     solve = first_order()(problem)
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        check_examples("support", support)
         draw_key, key = jax.random.split(key)
         head = draw(draw_key, params["head"], support.targets.shape[-1]) if new_head else params["head"]
         return solve(key, {"body": params["body"], "head": head}, state, support)
 
-    return _pretrained(model, logits, loss)._replace(adapt=adapt)
+    # targets of a regression mean the same in each task, so that its tasks can be pre-trained on
+    return _pretrained(model, logits, loss, new_head and loss is softmax_cross_entropy)._replace(adapt=adapt)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Key, PyTree
 
-from jmeta.core import Model, Params, State
+from jmeta.core import Mask, Model, Params, State
 from jmeta.errors import ModelError
-from jmeta.losses import Mask
 
 
 def linen(module: nn.Module) -> Model:

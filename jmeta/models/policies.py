@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from jmeta.envs.environment import flat_observation
 from jmeta.envs.spaces import Box, Space
 
 
@@ -40,8 +41,8 @@ class Policy(nn.Module):
     log_deviation: float = -0.7
 
     @nn.compact
-    def __call__(self, observations: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
-        x = observations.reshape(observations.shape[0], -1)
+    def __call__(self, observations: PyTree[Float[Array, "n ..."]]) -> Float[Array, "n outputs"]:
+        x = flat_observation(observations, axes=1)
         for width in self.hidden:
             x = self.activation(nn.Dense(width)(x))
         return _outputs(self, self.actions, x, self.log_deviation)

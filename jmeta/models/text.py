@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -155,6 +156,11 @@ class TextEncoder(nn.Module):
                 f"inputs of shape {list(ids.shape)} are no token ids; jmeta.hashed_text(texts) makes them."
             )
         ids = ids.astype(jnp.int32)
+        if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= ids.min() <= ids.max() < self.buckets:
+            raise ModelError(
+                f"token ids go from {int(ids.min())} to {int(ids.max())} and the network has {self.buckets} rows for "
+                "them; give hashed_text and TextEncoder the same buckets."
+            )
         vectors = self.param("vectors", nn.initializers.normal(self.spread), (self.buckets, self.features))
         start = np.ones(self.buckets, np.float32) if self.weights is None else np.asarray(self.weights, np.float32)
         weights = self.param("log_weights", lambda key: jnp.log(jnp.asarray(start)))
@@ -162,7 +168,9 @@ class TextEncoder(nn.Module):
         there = (ids > 0).astype(jnp.float32)
         # without a stream of random numbers the module is being initialised
         there = nn.Dropout(self.dropout, deterministic=not train or not self.has_rng("dropout"))(there)
-        e = jnp.einsum("nw,nwf->nf", there * jnp.exp(weights[ids]), vectors[ids])
+        e = jnp.einsum(
+            "nw,nwf->nf", there * jnp.exp(weights[ids]), vectors.at[ids].get(mode="fill", fill_value=jnp.nan)
+        )  # compiled, an id without a row gives NaN, which stops a run, and not the last row
         z = length * e / jnp.sqrt(jnp.square(e).sum(axis=1, keepdims=True) + 1e-4)  # a text of nothing is 0
         if self.hidden:
             hidden = nn.relu(nn.Dense(self.hidden)(z))

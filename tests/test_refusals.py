@@ -1,0 +1,202 @@
+"""What a user gives by mistake is told in a sentence that says what to give."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import jmeta
+from jmeta.learners import LEARNERS
+
+KEY = jax.random.key(0)
+SOURCE = jmeta.sinusoid(shots=5, queries=5)
+LEARNER = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1, hidden=(4,))), inner_rate=0.01, loss=jmeta.mean_squared_error)
+
+
+def fit(learner=LEARNER, source=SOURCE, **options):
+    return jmeta.fit(KEY, learner, source, **{"steps": 2, "tasks": 2, "log_every": 2} | options)
+
+
+@functools.cache
+def start(hidden=4, optimizer=None):
+    model = jmeta.linen(jmeta.MLP(outputs=1, hidden=(hidden,)))
+    learner = jmeta.maml(model, inner_rate=0.01, loss=jmeta.mean_squared_error)
+    return jmeta.init(KEY, learner, optimizer or optax.adam(1e-3), SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": 4.5}, "steps is 4.5; give a whole number"),
+        ({"tasks": 2.0}, "tasks is 2.0; give a whole number"),
+        ({"log_every": "5"}, "log_every is 5; give a whole number"),
+        ({"steps": -1}, "steps is -1; give at least 0"),
+        ({"tasks": 0}, "tasks is 0; give at least 1"),
+    ],
+)
+def test_a_number_that_is_none(options, sentence):
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.fit.__wrapped__(KEY, LEARNER, SOURCE, **options)  # without the types that tests check
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    assert len(jmeta.fit.__wrapped__(KEY, LEARNER, SOURCE, steps=np.int64(2), tasks=2).history) == 1
+
+
+def test_a_run_that_is_done_says_so():
+    done = fit().train_state
+    with pytest.warns(
+        UserWarning, match="is at step 2 and steps is 2, counted .* nothing is done; steps=4 makes 2 more"
+    ):
+        again = fit(train_state=done)
+    assert again.history == [] and int(again.train_state.step) == 2
+    assert int(fit(train_state=done, steps=4).train_state.step) == 4
+
+
+@pytest.mark.parametrize(
+    ("train_state", "sentence"),
+    [
+        (lambda: start(hidden=5), r"another learner or model: it has 0/Dense_0/bias float32\[5\], where this one has"),
+        (lambda: start(optimizer=optax.sgd(1e-3)), "another optimiser: it has 0/count missing"),
+        (lambda: start(optimizer=optax.sgd(1e-3, momentum=0.9)), "another optimiser: it has 0/count missing"),
+        (lambda: fit(), "train_state is a Fit; give a TrainState: give its train_state"),
+        (lambda: {"params": 1}, "train_state is a dict; give a TrainState, as init"),
+    ],
+)
+def test_a_state_of_another_run(train_state, sentence):
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.fit.__wrapped__(KEY, LEARNER, SOURCE, steps=4, tasks=2, train_state=train_state())
+
+
+def test_parameters_in_another_container():
+    import flax
+
+    state = start()
+    with pytest.raises(jmeta.ConfigError, match="in other containers"):
+        fit(train_state=state._replace(params=flax.core.freeze(state.params)))
+
+
+def test_fit_and_evaluate_under_jit_and_vmap_say_what_to_use():
+    with pytest.raises(jmeta.ConfigError, match=r"fit is a loop of Python.*jmeta.make_step inside"):
+        jax.vmap(lambda key: jmeta.fit(key, LEARNER, SOURCE, steps=2, tasks=2).params)(jax.random.split(KEY, 2))
+    with pytest.raises(jmeta.ConfigError, match="evaluate is a loop of Python"):
+        jax.jit(lambda p: jmeta.evaluate(KEY, LEARNER, p, {}, SOURCE, episodes=2))(start().params)
+
+
+def test_seeds_are_a_vmap_as_the_sentence_says():
+    """And a rate for each."""
+
+    def train(key, rate):
+        optimizer = optax.sgd(rate)
+        step = jmeta.make_step(LEARNER, optimizer, SOURCE, tasks=2)
+        return jax.lax.scan(step, jmeta.init(key, LEARNER, optimizer, SOURCE), length=2)[0].params
+
+    many = jax.jit(jax.vmap(train))(jax.random.split(KEY, 2), jnp.asarray([1e-3, 1e-2]))
+    one = jmeta.fit(jax.random.split(KEY, 2)[1], LEARNER, SOURCE, optimizer=optax.sgd(1e-2), steps=2, tasks=2).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-6), many, one)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.contrib.sam(optax.sgd(0.01), optax.chain(optax.contrib.normalize(), optax.sgd(0.05))),
+        optax.lbfgs(),
+        optax.contrib.schedule_free_sgd(0.01),
+        optax.chain(optax.sgd(0.01), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=["sam", "lbfgs", "schedule_free", "plateau"],
+)
+def test_optimisers_of_other_signatures_train(optimizer):
+    assert np.isfinite(fit(optimizer=optimizer, steps=4, log_every=4).history[-1]["loss"])
+
+
+def test_an_optimiser_of_other_parameters():
+    with pytest.raises(jmeta.ConfigError, match=r"cannot update the parameters of the learner .*fast"):
+        fit(optimizer=optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5))
+
+
+X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+Y = np.repeat(np.arange(4), 10)
+
+
+def labelled(of):
+    """A source of the user's own, with labels in place of one-hot rows."""
+    good = jmeta.from_arrays(X, Y, ways=3, shots=2, queries=2)
+
+    def sample(key, data):
+        task = good.sample(key, data)
+        return jax.tree.map(
+            lambda e: e._replace(targets=of(e.targets)), task, is_leaf=lambda e: isinstance(e, jmeta.Examples)
+        )
+
+    return good._replace(sample=sample)
+
+
+CLASSIFIERS = [name for name, entry in LEARNERS.items() if not (entry.acts or entry.descriptions or entry.pretrains)]
+LABELS = {
+    "[n]": (lambda t: t.argmax(axis=1), r"integer labels \[6\]; give one-hot rows, jax.nn.one_hot\(targets, ways\)"),
+    "[n, 1]": (
+        lambda t: t.argmax(axis=1)[:, None],
+        r"integer labels \[6, 1\]; give one-hot rows, jax.nn.one_hot\(targets\[:, 0\], ways\)",
+    ),
+    "floats": (lambda t: t[:, 0], r"of shape \[6\]; give \[n, outputs\], targets\[:, None\]"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("kind", LABELS)
+def test_integer_labels_given_to_adapt(name, kind):
+    entry = LEARNERS[name]
+    if entry.acts or name == "zero_shot":
+        pytest.skip("reads no targets of a support")
+    of, sentence = LABELS[kind]
+    learner = entry.make(jmeta.linen(jmeta.MLP(outputs=None if entry.embedding else 3, hidden=(4,))))
+    targets = of(jnp.eye(3).repeat(2, axis=0))
+    with pytest.raises(jmeta.ModelError, match="targets of the support are " + sentence):
+        learner.adapt(KEY, {"head": {}, "body": {}}, {}, jmeta.Examples(jnp.asarray(X[:6]), targets))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_integer_labels_from_a_source(kind):
+    of, sentence = LABELS[kind]
+    learner = jmeta.prototypical(jmeta.linen(jmeta.MLP(outputs=None)))
+    with pytest.raises(jmeta.ModelError, match="targets of the support are " + sentence):
+        fit(learner, labelled(of))
+    with pytest.raises(jmeta.ModelError, match="targets of the support are " + sentence):
+        jmeta.evaluate(KEY, learner, {}, {}, labelled(of), episodes=2)
+
+
+def test_other_things_than_tasks_and_arrays():
+    source = SOURCE._replace(sample=lambda key, data: (1, 2))
+    with pytest.raises(jmeta.ModelError, match=r"the source gives a tuple; let sample return jmeta.Task"):
+        fit(source=source)
+    with pytest.raises(jmeta.ModelError, match="of the support are a list; give arrays"):
+        LEARNER.adapt(KEY, {}, {}, jmeta.Examples([[1.0]], [[1.0]]))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LEARNERS.items() if entry.pretrains])
+def test_a_learner_that_pretrains_refuses_episodes(name):
+    learner = LEARNERS[name].make(jmeta.linen(jmeta.MLP(outputs=4, hidden=())))
+    with pytest.raises(jmeta.ConfigError, match="pre-trains on batches of all classes at once"):
+        fit(learner, jmeta.from_arrays(X, Y, ways=3, shots=1, queries=2))
+
+
+def test_a_regression_is_pretrained_on_its_tasks():
+    fit(jmeta.transfer(jmeta.linen(jmeta.MLP(outputs=4)), new_head=False, loss=jmeta.mean_squared_error))
+
+
+def test_token_ids_beyond_the_table():
+    ids = jnp.asarray(jmeta.hashed_text([f"word{i}" for i in range(40)], buckets=2**10))
+    model = jmeta.linen(jmeta.TextEncoder(outputs=None, features=8, buckets=64))
+    with pytest.raises(jmeta.ModelError, match="the network has 64 rows for them; give hashed_text and TextEncoder"):
+        model.init(KEY, ids)
+    params, state = model.init(KEY, ids % 64)
+    compiled = jax.jit(lambda ids: model.apply(KEY, params, state, ids, train=False)[0])
+    assert jnp.isnan(compiled(ids)).any() and jnp.isfinite(compiled(ids % 64)).all()
+    source = jmeta.from_arrays(ids, Y, ways=3, shots=1, queries=2)
+    with pytest.raises(jmeta.NonFiniteError, match=r"has the id .* and the table 'vectors' of the model has 64 rows"):
+        fit(jmeta.prototypical(model), source)
