@@ -8,6 +8,7 @@ from typing import Any
 
 import jmeta
 import jmeta.envs
+import jmeta.models
 
 project = "jmeta"
 author = "The jmeta authors"
@@ -26,6 +27,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
+    "navbar_persistent": [],
 }
 
 myst_enable_extensions = ["dollarmath"]
@@ -39,15 +41,12 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 120
 
-# Shapes, as in Float[Array, "ways * shots"], are text; types of other libraries are found by intersphinx, which the
-# offline build goes without.
+# What is not jmeta's are shapes, as in Float[Array, "ways * shots"], and types of other libraries, which intersphinx
+# finds; the offline build goes without.
 nitpicky = True
-nitpick_ignore_regex = [
-    (r"py:.*", r".*[\[\]' .*+/-].*"),
-    (r"py:.*", r"(?!jmeta\.).*"),
-]
+nitpick_ignore_regex = [(r"py:.*", r"(?!jmeta\.).*")]
 if os.environ.get("JMETA_DOCS_INTERSPHINX"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
@@ -73,13 +72,34 @@ def undocumented() -> list[str]:
 
 
 def _signature(app: Any, what: str, name: str, thing: Any, options: Any, signature: str, result: str) -> Any:
-    """Without the arguments `parent` and `name` that every Linen module has."""
-    return (re.sub(r", parent: .*\)$", ")", signature), result) if signature else None
+    """As it is written: arrays and functions have their names, and what every Linen module or protocol takes goes."""
+    if not signature:
+        return None
+    for pattern, text in (
+        (r"^\(\*args, \*\*kwargs\)$", ""),
+        (r"jaxlib\._jax\.Array", "Array"),
+        (r"<function (\w+)>", r"\1"),
+        (r"= (<.*?>|FrozenDict.*\))(?=, \w+:|\)$)", "= ..."),
+        (r", parent: .*\)$", ")"),
+    ):
+        signature = re.sub(pattern, text, signature)
+    return signature, result and result.replace("jaxlib._jax.Array", "Array")
+
+
+def _public(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Where a type is described: `jmeta.core.Task` as `jmeta.Task`."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    for place in (jmeta, jmeta.envs, jmeta.models):
+        if module.startswith("jmeta.") and getattr(getattr(place, name, None), "__module__", None) == module:
+            target = f"{place.__name__}.{name}"
+            return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)
+    return None
 
 
 def _docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """The words that open a paragraph stand out."""
-    lines[:] = [re.sub(r"^(References?|Differences(?: from [^:]*)?):(?= )", r"**\1.**", line) for line in lines]
+    """The words that open a paragraph stand out, and an argument "K." is no list from K on."""
+    for pattern, text in ((r"^((?:Reference|Differences)[^:]*:)(?= )", r"**\1**"), (r"(?<=: )([A-Z]\.)$", r"\\\1")):
+        lines[:] = [re.sub(pattern, text, line) for line in lines]
 
 
 def setup(app: Any) -> None:
@@ -91,5 +111,6 @@ def setup(app: Any) -> None:
             logging.getLogger(__name__).warning("%s is public, but no page of docs/api/ describes it", name)
 
     app.connect("builder-inited", check)
+    app.connect("missing-reference", _public)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon
