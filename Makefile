@@ -2,7 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow check clean
+# Data sets that lie beside the checkout; tests that need others skip and say so.
+DATA := $(abspath $(wildcard ../shared/data))
+ifneq ($(DATA),)
+export TFDS_DATA_DIR ?= $(DATA)/tensorflow_datasets
+export CLINC150_DIR ?= $(DATA)/clinc150
+export MOLECULES_DIR ?= $(DATA)/molecules
+endif
+
+.PHONY: install demo test test-slow check docs build clean
 
 install: .venv/installed
 
@@ -12,6 +20,10 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+.venv/documented: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@
 
 demo: install
@@ -28,5 +40,12 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/documented
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+build: install
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist docs/_build *.egg-info

@@ -4,6 +4,7 @@ Every assay of Tox21 and of ToxCast is a task: which molecules are active, from 
 validation and test are disjoint; molecules are not, as they were all measured in many assays.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float
 import jmeta
 from benchmarks.results import RESULTS, Results
 
-FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "molecules"
+FOLDER = Path(os.environ.get("MOLECULES_DIR", "."))
 SHOTS, QUERIES, EPISODES = 16, 64, 600
 TEST_SHARE = {"tox21": 0.25, "toxcast": 0.25}
 HIDDEN = (64, 64)
@@ -31,7 +32,7 @@ def sources(folder: Path, name: str, balanced: bool, seed: int) -> Sources:
     """Training and test tasks, of assays divided at random."""
     file = folder / f"{name}.npz"
     if not file.exists():
-        raise SystemExit(f"{file} is missing; give the folder of tox21.npz and toxcast.npz as --folder.")
+        raise SystemExit(f"{file} is missing; set MOLECULES_DIR to the folder of tox21.npz and toxcast.npz.")
     data = np.load(file)
     features = np.unpackbits(data["fp2048"], axis=-1)
     order = np.random.default_rng(seed).permutation(data["labels"].shape[1])
@@ -111,7 +112,7 @@ def main(
     """Meta-trains on some assays, tests on the others, and writes the table.
 
     Args:
-        folder: of `tox21.npz` and `toxcast.npz`.
+        folder: of `tox21.npz` and `toxcast.npz`; default `$MOLECULES_DIR`.
         data: which of them.
         steps: meta-steps of 8 tasks.
         seeds: of the division of the assays, of training and of the test tasks.

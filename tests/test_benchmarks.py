@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jmeta
-from benchmarks import bilevel, learners, molecules, profile
+from benchmarks import bilevel, learners, molecules, profile, side_information
 from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, flops
@@ -134,3 +134,29 @@ def test_tanimoto_is_shared_bits_over_all_bits():
     adapted = learner.adapt(jax.random.key(0), {}, {}, jmeta.Examples(bits, jnp.eye(2)))
     outputs = learner.predict(jax.random.key(0), adapted, jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
     np.testing.assert_allclose(outputs, [[1 / 2, 0], [1 / 3, 1]], atol=1e-5)
+
+
+def test_side_information_is_taken_away_in_one_program():
+    data = side_information.arrays()
+    source = data.source("test", shots=5, queries=2)
+    sample = jax.jit(side_information.part_of(source))
+    for shots, told in ((0, True), (2, False)):
+        support = sample(jax.random.key(0), (source.data, shots, told)).support
+        np.testing.assert_array_equal(support.targets.sum(axis=0), np.full(5, shots))
+        assert bool(support.descriptions.any()) == told
+    assert sample._cache_size() == 1
+
+
+def test_the_table_of_side_information(tmp_path):
+    def row(name):
+        shots = {"prototypical": (1, 2, 5), "zero_shot": (0,)}.get(name, side_information.SHOTS)
+        results = {str(k): {"accuracy": 0.9 + k / 100, "ci95": 0.01} for k in shots}
+        without = {k: {"accuracy": 0.5, "ci95": 0.01} for k in "125"}
+        return {"seconds": 1.0, "worth": 0.5, "shots": results, "without": without}
+
+    rows = {f"{data}: {name}": row(name) for data in side_information.DATA for name in side_information.LEARNERS}
+    table = side_information.markdown(rows)
+    assert "| glyphs, attributes | 0 | 90.0 ± 1.0 % | – | – | 90.0 ± 1.0 % | 90.0 ± 1.0 % |" in table
+    assert "| CLINC150, names | 1 | 91.0 ± 1.0 % | 50.0 ± 1.0 % | 91.0 ± 1.0 % | – | 91.0 ± 1.0 % |" in table
+    side_information.picture(tmp_path / "picture.png", rows)
+    assert (tmp_path / "picture.png").exists()

@@ -193,7 +193,6 @@ def test_bad_flags_change_nothing(flags, sentence, capsys, place):
 
 
 def test_missing_omniglot_is_told_at_once_with_the_command(capsys, place, monkeypatch):
-    monkeypatch.setattr(import_module("jmeta.data.omniglot"), "__file__", "/nowhere/a/b/c/d.py")
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.setenv("TFDS_DATA_DIR", str(place))
     begin = time.monotonic()

@@ -1,6 +1,7 @@
 """The code in README.md and docs/ runs as it stands there, with fewer steps."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,7 @@ def test_every_learner_has_a_page_with_its_command_and_what_to_cite(name):
 def test_an_unknown_learner_has_no_citation():
     with pytest.raises(jmeta.UnknownNameError, match="there is no learner 'mamml'; did you mean 'maml'"):
         jmeta.citation("mamml")
+
+
+def test_every_public_name_has_a_place_in_the_reference():
+    assert runpy.run_path(str(ROOT / "docs" / "conf.py"))["undocumented"]() == []

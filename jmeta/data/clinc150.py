@@ -59,8 +59,8 @@ def clinc150(
         queries: query utterances an intent.
         fold: which division of the intents, 1 to 5.
         descriptions: `"text"` puts the name of each intent into the support.
-        folder: where `data_full.json.xz` (or `data_full.json`) and `few_shot_class_splits.json` lie. Default: the first
-            of `$CLINC150_DIR` and, in a checkout of jmeta, `../shared/data/clinc150` beside it.
+        folder: where `data_full.json.xz` (or `data_full.json`) and `few_shot_class_splits.json` lie. Default:
+            `$CLINC150_DIR`.
         batch: instead of an episode, this many utterances of all intents at once, see `jmeta.from_arrays`.
 
     Returns:
@@ -121,16 +121,14 @@ def load_clinc150(*, split: str = "train", fold: int = 1, folder: str | Path | N
 
 
 def _folder(folder: str | Path | None) -> Path:
-    beside = Path(__file__).resolve().parents[3] / "shared/data/clinc150"
-    usual = [os.environ.get("CLINC150_DIR"), beside]
-    folders = [Path(place).expanduser() for place in (usual if folder is None else [folder]) if place]
-    for place in folders:
-        if any(place.glob("data_full.json*")) and (place / "few_shot_class_splits.json").exists():
-            return place
+    given = os.environ.get("CLINC150_DIR") if folder is None else folder
+    place = Path(given).expanduser() if given else None
+    if place and any(place.glob("data_full.json*")) and (place / "few_shot_class_splits.json").exists():
+        return place
     raise DataError(
-        f"CLINC150 is not in {' or '.join(map(str, folders))}; put few_shot_class_splits.json there and get the data "
-        "by curl -LO https://raw.githubusercontent.com/clinc/oos-eval/master/data/data_full.json, then set "
-        "CLINC150_DIR."
+        f"CLINC150 is not in {place or 'CLINC150_DIR, which is not set'}; put few_shot_class_splits.json into a "
+        "folder, get the data there by "
+        "curl -LO https://raw.githubusercontent.com/clinc/oos-eval/master/data/data_full.json, then set CLINC150_DIR."
     )
 
 

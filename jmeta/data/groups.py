@@ -80,8 +80,10 @@ def from_groups(
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             raise DataError(f"{name} {row} is not finite; remove or repair NaN and infinite values.")
     names, index, count = np.unique(groups, return_inverse=True, return_counts=True)
-    if len(count) == 0 or count.min() < shots + queries:
-        worst = f"group {str(names[np.argmin(count)])!r} has {count.min()} rows" if len(count) else "there are no rows"
+    if len(count) == 0 or np.min(count) < shots + queries:
+        worst = (
+            f"group {str(names[np.argmin(count)])!r} has {np.min(count)} rows" if len(count) else "there are no rows"
+        )
         raise DataError(
             f"{worst}, but {shots} shots + {queries} queries need {shots + queries}; ask for fewer or drop the group."
         )

@@ -49,8 +49,7 @@ def omniglot(
         rotations: every rotation of a character by 90° is a class of its own, which makes four times as many; one
             episode may hold the same character at two rotations.
         folder: the data folder of tensorflow-datasets, the one that holds `omniglot/`. Default: the first prepared one
-            of `$TFDS_DATA_DIR`, `~/tensorflow_datasets` and, in a checkout of jmeta,
-            `../shared/data/tensorflow_datasets` beside it.
+            of `$TFDS_DATA_DIR` and `~/tensorflow_datasets`.
         seed: of the random split; only `protocol="maml"` uses it.
         batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
 
@@ -114,8 +113,7 @@ def _characters(split: str, protocol: str, seed: int) -> np.ndarray:
 
 def _prepared(folder: str | Path | None) -> Path:
     """The folder of the newest version that tensorflow-datasets prepared; looking first spares minutes of retries."""
-    beside = Path(__file__).resolve().parents[3] / "shared/data/tensorflow_datasets"
-    usual = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets", beside]
+    usual = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
     folders = [Path(place).expanduser() for place in (usual if folder is None else [folder]) if place]
     for place in folders:
         found = {file.parent: json.loads(file.read_bytes()) for file in place.glob("omniglot/*/dataset_info.json")}

@@ -55,6 +55,9 @@ def test_what_is_not_there_is_told(small, tmp_path_factory, monkeypatch):
         jmeta.clinc150(split="dev", folder=small)
     with pytest.raises(ConfigError, match="descriptions is 'attributes'; give 'text' or None"):
         jmeta.clinc150(descriptions="attributes", folder=small)
+    monkeypatch.delenv("CLINC150_DIR", raising=False)
+    with pytest.raises(DataError, match="CLINC150_DIR, which is not set"):
+        jmeta.clinc150()
     monkeypatch.setenv("CLINC150_DIR", str(small))
     assert len(load_clinc150(split="validation").texts) == 24
 

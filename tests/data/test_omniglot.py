@@ -14,18 +14,12 @@ import pytest
 from jmeta.data.omniglot import _characters, _prepared, omniglot
 from jmeta.errors import ConfigError, DataError
 
-DATA = Path(__file__).resolve().parents[3] / "shared/data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "tensorflow_datasets/omniglot").is_dir(), reason=f"Omniglot is not prepared in {DATA}"
-)
-needs_splits = pytest.mark.skipif(
-    not (DATA / "omniglot_vinyals_split.json").is_file(), reason=f"the list of the split is not in {DATA}"
-)
+try:
+    PREPARED, REASON = _prepared(None), ""
+except DataError as error:
+    PREPARED, REASON = None, str(error)
+needs_data = pytest.mark.skipif(PREPARED is None, reason=REASON)
 SIZES = {"train": 1028, "validation": 172, "test": 423}
-
-
-def load(**options):
-    return omniglot(folder=DATA / "tensorflow_datasets", **options)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +32,14 @@ def cache(tmp_path_factory):
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("JMETA_CACHE", str(folder))
         logging.getLogger().addHandler(handler)
-        load()
+        omniglot()
         logging.getLogger().removeHandler(handler)
         yield SimpleNamespace(folder=folder, messages=messages, modules=set(sys.modules) - before)
 
 
 @pytest.fixture(scope="module")
 def sources(cache):
-    return {split: load(split=split) for split in SIZES}
+    return {split: omniglot(split=split) for split in SIZES}
 
 
 @needs_data
@@ -70,7 +64,7 @@ def test_splits_share_no_character(sources):
 
 @needs_data
 def test_rotations_are_classes_of_their_own(sources):
-    source, plain = sources["validation"], load(split="validation", rotations=False)
+    source, plain = sources["validation"], omniglot(split="validation", rotations=False)
     images = np.asarray(source.data.inputs).reshape(4, 172, 20, 28, 28)
     np.testing.assert_array_equal(images[0].reshape(-1, 28, 28, 1), plain.data.inputs)
     for turn in (1, 2, 3):
@@ -83,8 +77,8 @@ def test_rotations_are_classes_of_their_own(sources):
 def test_images_and_names_are_those_of_tensorflow_datasets(cache):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder("omniglot", data_dir=DATA / "tensorflow_datasets")
-    sources = {split: load(split=split, rotations=False, protocol="lake") for split in ("train", "test")}
+    builder = tfds.builder("omniglot", data_dir=PREPARED.parents[1])
+    sources = {split: omniglot(split=split, rotations=False, protocol="lake") for split in ("train", "test")}
     assert [len(source.names) for source in sources.values()] == [964, 659]
     for split, source in sources.items():
         records = builder.as_data_source(split=split)
@@ -101,7 +95,7 @@ def test_images_and_names_are_those_of_tensorflow_datasets(cache):
 
 @needs_data
 def test_episodes_and_protocol(cache):
-    source = load(split="validation", ways=20, shots=1, queries=5, protocol="maml", seed=3, rotations=False)
+    source = omniglot(split="validation", ways=20, shots=1, queries=5, protocol="maml", seed=3, rotations=False)
     task = source.sample(jax.random.key(0), source.data)
     assert task.support.inputs.shape == (20, 28, 28, 1) and task.query.inputs.shape == (100, 28, 28, 1)
     assert 0.9 < float(task.query.inputs.max()) <= 1
@@ -122,7 +116,7 @@ def test_decodes_once_in_silence_and_without_tensorflow(sources, cache, monkeypa
     assert cache.messages == [] and "tensorflow" not in cache.modules
     assert [file.name.startswith("omniglot-3.0.0-") for file in cache.folder.iterdir()] == [True]
     monkeypatch.setattr(sys.modules["jmeta.data.omniglot"], "_decode", None)
-    again = load(split="validation")
+    again = omniglot(split="validation")
     np.testing.assert_array_equal(sources["validation"].data.inputs, again.data.inputs)
     assert sources["validation"].names == again.names
 
@@ -130,12 +124,11 @@ def test_decodes_once_in_silence_and_without_tensorflow(sources, cache, monkeypa
 @needs_data
 def test_too_many_examples_are_refused(cache):
     with pytest.raises(DataError, match=r"has 20 examples, but 6 shots [+] 15 queries need 21"):
-        load(split="validation", shots=6)
+        omniglot(split="validation", shots=6)
 
 
-@needs_splits
 def test_the_split_of_vinyals_is_the_published_list():
-    published = json.loads((DATA / "omniglot_vinyals_split.json").read_text())
+    published = json.loads(Path(__file__).with_name("omniglot_vinyals_split.json").read_text())
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         assert _characters(split, "vinyals", 0).tolist() == sorted(published[name])
 
