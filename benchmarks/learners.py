@@ -1,7 +1,8 @@
 """Every learner under one budget of wall time, on the same tasks: `python -m benchmarks.learners`.
 
-A learner is trained by the settings of `jmeta train`, for as many meta-steps as the budget holds at the rate that is
-measured before; compilation is apart. `--study ablation` does the same for MAML++ with one part changed at a time.
+A learner is trained by the settings of `jmeta train` with the network of its paper, whose batch norm is transductive,
+for as many meta-steps as the budget holds at the rate that is measured before; compilation is apart. `--study ablation`
+does the same for MAML++ with one part changed at a time.
 """
 
 import inspect
@@ -59,25 +60,41 @@ class Case:
         return f"{self.data}, {self.label}"
 
 
+def of_the_paper(learner: str) -> dict[str, Any]:
+    """The network of the papers, and tasks of one size."""
+    defaults = LEARNERS[learner].defaults
+    network: dict[str, Any] = {"model": {"conv4": "conv4-maml", "conv4-max": "conv4-maml-max"}[defaults["model"]]}
+    if LEARNERS[learner].pretrains:
+        return network | {"norm": "running"}
+    return network | ({"tasks": 4, "train_queries": 15} if defaults["tasks"] == 8 else {})
+
+
 def learners() -> list[Case]:
     """Every learner that takes the data by itself."""
     regress = [name for name, entry in LEARNERS.items() if "loss" in inspect.signature(entry.make).parameters]
-    images = [Case(name, name, "glyphs") for name, entry in LEARNERS.items() if not entry.acts]
+    images = [Case(name, name, "glyphs", of_the_paper(name)) for name, entry in LEARNERS.items() if not entry.acts]
     return [*images, *(Case(name, name, "sinusoid") for name in regress)]
 
 
 def ablation() -> list[Case]:
     """MAML, MAML++, and MAML++ with one part changed."""
 
-    def case(label: str, options: Callable[[int], Mapping[str, Any]] = lambda steps: {}, **more: Any) -> Case:
+    def case(
+        label: str,
+        options: Callable[[int], Mapping[str, Any]] = lambda steps: {},
+        settings: Mapping[str, Any] = {},
+        **more: Any,
+    ) -> Case:
         def annealed(steps: int) -> Mapping[str, Any]:
             return {"multi_step_loss": max(1, steps // 4), **options(steps)}
 
-        return Case(label, "maml_plus_plus", "glyphs", options=annealed, **more)
+        return Case(label, "maml_plus_plus", "glyphs", {**network, **settings}, options=annealed, **more)
+
+    network = of_the_paper("maml_plus_plus") | {"network": {"scale": True}}
 
     return [
-        Case("MAML, 1 step", "maml", "glyphs"),
-        Case("MAML, 5 steps, α 0.1", "maml", "glyphs", {"inner_rate": 0.1, "inner_steps": 5}),
+        Case("MAML, 1 step", "maml", "glyphs", of_the_paper("maml")),
+        Case("MAML, 5 steps, α 0.1", "maml", "glyphs", of_the_paper("maml") | {"inner_rate": 0.1, "inner_steps": 5}),
         case("MAML++"),
         case("without learned rates", lambda steps: {"learned_rates": False}),
         case("without multi-step loss", lambda steps: {"multi_step_loss": 0}),

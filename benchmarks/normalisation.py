@@ -1,7 +1,7 @@
 """What a normalisation costs and brings, together and one query at a time: `python -m benchmarks.normalisation`.
 
 Every row trains one learner of the registry with its own settings and one network, three seeds in one program, and
-evaluates each on 600 unseen tasks of its data and of the other data. Rows that are stored are not measured again.
+evaluates each on 640 unseen tasks of its data and of the other data. Rows that are stored are not measured again.
 """
 
 import time
@@ -13,12 +13,13 @@ import jax
 import numpy as np
 
 import jmeta
+from benchmarks.machine import cpu
 from benchmarks.results import RESULTS, Results, markdown_table
 from jmeta import experiment
 from jmeta.learners import LEARNERS
 
 DATA = ("glyphs", "omniglot")
-EPISODES = 600
+EPISODES = 640
 
 
 class Row(NamedTuple):
@@ -100,7 +101,8 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
     """Accuracy of each seed after each number of steps, together and alone, on this data and on the other."""
     options = dict(option.split("=") for option in row.network)
     norm = options.pop("norm", None)
-    config = experiment.resolve(row.learner, data, model=row.model, norm=norm, network=options)
+    size = {"tasks": 4, "train_queries": 15} if LEARNERS[row.learner].defaults["tasks"] == 8 else {}
+    config = experiment.resolve(row.learner, data, model=row.model, norm=norm, network=options, **size)
     source = experiment.make_source(config, "train")
     learner = experiment.make_learner(config, source)
     tester = experiment.make_learner(
@@ -118,11 +120,12 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
 
         return jax.vmap(one)(keys)
 
+    device = jax.devices()[0].device_kind
     result: dict[str, Any] = {}
     for steps in lengths:
         begin = time.monotonic()
         params, state = jax.block_until_ready(train(jax.random.split(jax.random.key(0), seeds), steps))
-        result[str(steps)] = {"seconds": time.monotonic() - begin}
+        result[str(steps)] = {"seconds": time.monotonic() - begin, "device": cpu() if device == "cpu" else device}
         for other in DATA:
             test = experiment.make_source(experiment.resolve(row.learner, other, model=row.model), "test")
             result[str(steps)][other] = []

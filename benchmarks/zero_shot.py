@@ -21,7 +21,7 @@ from jmeta.data.glyphs import glyph_attributes, load_glyphs, warp
 from jmeta.metrics import harmonic_mean
 from jmeta.models.networks import Norm
 
-NORMS: dict[Norm, str] = {"group": "one query at a time", "transductive": "sees all queries"}
+NORMS: dict[Norm, str] = {"group": "group norm", "transductive": "transductive batch norm"}
 
 
 def learner_of(norm: Norm) -> jmeta.MetaLearner:
@@ -121,14 +121,14 @@ def markdown(rows: dict[str, Any]) -> str:
         for policy in NORMS
         if (row := rows.get(f"{kind}, {policy}"))
     ]
-    text = markdown_table(["description", "batch norm at test", "5-way", "20-way", "training"], lines)
+    text = markdown_table(["description", "network", "5-way", "20-way", "training"], lines)
     general = [
         [NORMS[policy], name, *(f"{100 * row[name][share]:.1f} %" for share in ("seen", "unseen", "harmonic_mean"))]
         for policy in NORMS
         if (row := rows.get(f"generalised, {policy}"))
         for name in ("plain", "calibrated")
     ]
-    header = ["batch norm at test", "logits of seen classes", "seen", "unseen", "harmonic mean"]
+    header = ["network", "logits of seen classes", "seen", "unseen", "harmonic mean"]
     return machine_line("python -m benchmarks.zero_shot") + text + "\n" + markdown_table(header, general)
 
 

@@ -34,8 +34,11 @@ from jmeta.errors import (
     JmetaError,
     ModelError,
     NonFiniteError,
+    NotFittedError,
+    TransductiveWarning,
     UnknownNameError,
 )
+from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.inner import InnerProblem, support_loss
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -174,7 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         commands, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
     try:
-        run[type(flags)](flags)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            run[type(flags)](flags)
     except JmetaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -372,21 +375,17 @@ def adapt_run(flags: Adapt) -> None:
     support, query = (read_images(folder, **options) for folder in (flags.support, flags.query))
     if (support.labels < 0).any():
         raise DataError(f"{flags.support} holds images outside of a class; put them into one sub-folder a class.")
-    if not LEARNERS[config.learner].embedding and len(support.names) != config.ways:
+    if not LEARNERS[config.learner].embedding and len(support.names) > (config.ways or 0):
         raise DataError(
             f"{flags.run} was trained for {config.ways} ways, but {flags.support} has {len(support.names)} classes; "
-            f"give {config.ways}, or train a prototypical run, which takes any number."
+            f"give at most {config.ways}, or train a prototypical run, which takes any number."
         )
     train_state = _restore(flags.run, config)
     learner = experiment.make_learner(config, source, inner_steps=config.test_inner_steps)
-    examples = Examples(
-        _scaled(support.images),
-        jnp.asarray(np.eye(len(support.names), dtype=np.float32)[support.labels]),
-        _descriptions_of(flags.run, config, support.names),
-    )
-    adapt_key, predict_key = jax.random.split(jax.random.key(0))
-    adapted = jax.jit(learner.adapt)(adapt_key, train_state.params, train_state.state, examples)
-    probabilities = np.asarray(jax.nn.softmax(jax.jit(learner.predict)(predict_key, adapted, _scaled(query.images))))
+    asked = config.ways * config.queries if config.ways else None
+    classifier = jmeta.FewShotClassifier(learner, train_state.params, train_state.state, queries=asked)
+    classifier.fit(_scaled(support.images), support.labels, _descriptions_of(flags.run, config, support.names))
+    probabilities = classifier.predict_proba(_scaled(query.images))
     rows = [
         {"file": str(file), "class": support.names[int(p.argmax())], "probability": float(p.max())}
         for file, p in zip(query.files, probabilities, strict=True)
@@ -403,7 +402,7 @@ def adapt_run(flags: Adapt) -> None:
 def _descriptions_of(run: Path, config: Config, names: Sequence[str]) -> Any:
     """What the names of the sub-folders say about the classes, for a run that reads text."""
     if config.descriptions is None:
-        return ()
+        return None
     if config.descriptions != "text":
         raise ConfigError(f"{run} reads {config.descriptions}, which a folder has not; train with --descriptions text.")
     return TokenIds(jnp.asarray(hashed_text(names)))
@@ -494,8 +493,8 @@ def _read_rows(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _scaled(images: np.ndarray) -> jax.Array:
-    return jnp.asarray(images, jnp.float32) / 255.0
+def _scaled(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / np.float32(255.0)
 
 
 def _json(result: Mapping[str, Any], indent: int | None = None) -> str:

@@ -49,3 +49,11 @@ class NonFiniteError(JmetaError, FloatingPointError):
 
 class ConvergenceWarning(UserWarning):
     """An inner problem was not solved, so that an implicit meta-gradient is wrong."""
+
+
+class NotFittedError(JmetaError, ValueError, AttributeError):
+    """An estimator was asked before `fit`."""
+
+
+class TransductiveWarning(UserWarning):
+    """Answers depend on the queries beside them, and there are fewer than in the evaluation."""

@@ -494,6 +494,15 @@ def test_adapt_recognises_what_it_was_shown(runs, capsys, place):
     assert "[b]middle" in prints(capsys, *flags)
 
 
+def test_adapt_answers_one_image_as_it_does_among_many(runs, capsys, place):
+    support = drawn(place / "support", ("high", "middle", "low"))
+    many, one = (drawn(place / name, ("all",), n=n) / "all" for name, n in (("many", 6), ("one", 1)))
+    flags = ("adapt", runs / "maml", "--support", support, "--json", "--query")
+    among, alone = (json.loads(prints(capsys, *flags, query))["predictions"] for query in (many, one))
+    assert alone[0]["class"] == among[0]["class"]
+    np.testing.assert_allclose(alone[0]["probability"], among[0]["probability"], rtol=1e-5)
+
+
 def test_bad_images(runs, capsys, place):
     support = drawn(place / "support", ("a", "b"))
     (place / "empty").mkdir()
@@ -506,7 +515,7 @@ def test_bad_images(runs, capsys, place):
         ("prototypical", support, place / "missing", "missing is missing"),
         ("prototypical", support, place / "broken", "0.png cannot be read as an image"),
         ("prototypical", support / "a", support, "holds images outside of a class"),
-        ("maml", support, support, "was trained for 3 ways, but"),
+        ("maml", drawn(place / "four", "abcd"), support, "was trained for 3 ways, but"),
         ("sinusoid", support, support, "not on images"),
     ):
         assert sentence in fails(capsys, "adapt", runs / run, "--support", shots, "--query", query)

@@ -31,7 +31,8 @@ def test_given_settings_win_over_data_over_learner_over_library():
 
 def test_training_episodes_follow_those_of_the_report():
     config = experiment.resolve("maml", ways=3, queries=2, inner_steps=4)
-    assert (config.train_ways, config.train_queries, config.test_inner_steps) == (3, 2, 4)
+    assert (config.train_ways, config.train_queries, config.test_inner_steps) == (3, 5, 4)
+    assert experiment.resolve("maml", "sinusoid").train_queries == 10
     assert experiment.resolve("prototypical", ways=3).train_ways == 20
 
 
@@ -109,7 +110,7 @@ def test_every_combination_begins_or_says_why_not(learner, data, model):
     def begin():
         ways = {} if data == "sinusoid" else {"ways": 3}
         config = experiment.resolve(learner, data, model=model, **ways)
-        source = experiment.make_source(config, "test")
+        source = experiment.make_source(config, "train" if LEARNERS[learner].pretrains else "test")
         made = experiment.make_learner(config, source)
         return jax.eval_shape(lambda: experiment.begin(config, made, source))
 

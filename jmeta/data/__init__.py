@@ -96,7 +96,15 @@ DATA: Mapping[str, Entry] = {
         "Finn et al. 2017",
         mean_squared_error,
         mean_squared_error,
-        {"model": "mlp", "inner_rate": 0.01, "tasks": 25, "shots": 10, "queries": 10, "steps": 20_000},
+        {
+            "model": "mlp",
+            "inner_rate": 0.01,
+            "tasks": 25,
+            "shots": 10,
+            "queries": 10,
+            "train_queries": 10,
+            "steps": 20_000,
+        },
     ),
     "point_navigation": Entry(
         _environments(point_navigation),

@@ -84,7 +84,7 @@ class Entry(NamedTuple):
     acts: bool = False
 
 
-_GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 4}
+_GRADIENT = {"model": "conv4", "inner_rate": 0.4, "tasks": 8, "train_queries": 5}
 _METRIC = {"model": "conv4-max", "tasks": 1, "train_ways": 20, "train_queries": 5}
 _HEAD = {"model": "conv4-max", "tasks": 4, "train_queries": 5}
 _PRETRAINED = {"model": "conv4", "tasks": 1, "batch": 64}
