@@ -111,8 +111,8 @@ def make_step(
         norm = optax.tree.norm(widened(gradient))
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
-        finite = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *finite]).all()
-        kept = lax.cond(finite, lambda: new, lambda: carry)
+        good = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *finite]).all()
+        kept = lax.cond(good, lambda: new, lambda: carry)
         return kept, {**info, "loss": loss, "gradient_norm": norm}
 
     return step
@@ -263,7 +263,7 @@ def _check_state(
                     f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
                     "by jmeta.init(...)._replace(params=...)."
                 )
-        if jax.tree.structure(here) != jax.tree.structure(there):
+        if not jax.tree.structure(here) == jax.tree.structure(there):
             raise ConfigError(
                 f"train_state holds the right arrays of its {what} in other containers (as a FrozenDict for a dict); "
                 "give the tree that jmeta.init gives."
