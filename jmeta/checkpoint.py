@@ -126,10 +126,8 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
         raise CheckpointError(f"the checkpoint {checkpoint} is damaged; remove it to {rest}.")
     is_part = only is not None and not isinstance(like, TrainState)
     wanted = {only: like} if is_part else {only: getattr(like, only)} if only else _stored(like)
-    sealed, here = _leaves_of(checkpoint), _leaves(wanted)
-    if only is not None:
-        sealed = {name: leaf for name, leaf in sealed.items() if name.split("/")[0] == only}
-    _compare(checkpoint, sealed, here)
+    sealed = {name: leaf for name, leaf in _leaves_of(checkpoint).items() if only is None or name.split("/")[0] == only}
+    _compare(checkpoint, sealed, _leaves(wanted))
     saved = _read(checkpoint, None if only else wanted)
     if only is None:
         return saved if isinstance(like, TrainState) else saved["tree"]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from rich.table import Column, Table
 import jmeta
 from jmeta import experiment, plots
 from jmeta.checkpoint import latest_step, restore, save, write_whole
-from jmeta.core import Examples, Task
+from jmeta.core import Examples, MetaLearner, Task, TaskSource
 from jmeta.data import DATA
 from jmeta.data.folders import read_images
 from jmeta.envs import Trajectory
@@ -36,6 +37,7 @@ from jmeta.losses import accuracy
 from jmeta.models import MODELS
 from jmeta.models.text import TokenIds, hashed_text
 from jmeta.search import Search, search
+from jmeta.stopping import LOCK, Signals, only_writer, say
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
 # None stands for "not given", so that --resume can tell what was
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "search": Search,
         "list": List,
     }
-    run: dict[type, Callable[[Any], Any]] = {
+    run: dict[type, Callable[..., Any]] = {
         Train: train,
         Evaluate: evaluate_run,
         Adapt: adapt_run,
@@ -174,44 +176,75 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            run[type(flags)](flags)
-    except JmetaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        begun = isinstance(flags, Train) and (flags.out / "config.json").exists()
-        hint = f"; go on by `jmeta train --resume --out {flags.out}`" if begun else ""
-        if isinstance(flags, Search) and (flags.out / "result.json").exists():
-            hint = "; go on by the same command with --resume"
-        print(f"interrupted{hint}.", file=sys.stderr, flush=True)
-        os._exit(130)  # XLA may still compute, and crashes when Python is taken down below it
+    folders = {name: value.expanduser() for name, value in vars(flags).items() if isinstance(value, Path)}
+    flags = dataclasses.replace(flags, **folders)
+    with Signals() as signals, warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            run[type(flags)](flags, signals) if isinstance(flags, Train) else run[type(flags)](flags)
+        except JmetaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            say(_interrupted(flags))
+            os._exit(signals.code)  # XLA may still compute, and crashes when Python is taken down below it
+        except OSError as error:
+            what, why = error.filename or "a file of the run", error.strerror or error
+            print(
+                f"error: {what} cannot be written or read ({why}); make room, or give another folder.", file=sys.stderr
+            )
+            sys.exit(2)
 
 
-def train(flags: Train) -> None:
+def _interrupted(flags: Any) -> str:
+    """What is said of a command that was stopped: how to go on with it."""
+    begun = isinstance(flags, Train) and (flags.out / "config.json").exists()
+    hint = f"; go on by `jmeta train --resume --out {flags.out}`" if begun else ""
+    if isinstance(flags, Search) and (flags.out / "result.json").exists():
+        hint = "; go on by the same command with --resume"
+    return f"interrupted{hint}."
+
+
+def train(flags: Train, signals: Signals) -> None:
     """`jmeta train`."""
     config = _config_of(flags)
     source, validation = (experiment.make_source(config, split) for split in ("train", "validation"))
     learner = experiment.make_learner(config, source)
     train_state = experiment.begin(config, learner, source)
+    with only_writer(flags.out):
+        _config_of(flags)  # once more, as another process may have written while this one waited
+        _train(flags, signals, config, source, validation, learner, train_state)
+
+
+def _train(
+    flags: Train,
+    signals: Signals,
+    config: Config,
+    source: TaskSource,
+    validation: TaskSource,
+    learner: MetaLearner,
+    train_state: TrainState,
+) -> None:
     checkpoints = flags.out / "checkpoint"
     if latest_step(checkpoints) is not None:
         train_state = restore(checkpoints, train_state)
     rows = [row for row in _read_rows(flags.out) if row["step"] <= int(train_state.step)]
-    try:
-        flags.out.mkdir(parents=True, exist_ok=True)
-        write_whole(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        write_whole(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    except OSError as error:
-        raise CheckpointError(f"{flags.out} cannot be written ({error.strerror}); choose another --out.") from error
+    write_whole(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_whole(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     metric = DATA[config.data].metric
     key = jax.random.key(config.seed)
     tester = experiment.make_learner(config, validation, inner_steps=config.test_inner_steps)
     log_every = max(1, config.steps // 100)
     begin = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+    saving = threading.Lock()
+    done: list[TrainState] = []  # the state of the last scan, whose row is written
+
+    def save_done() -> None:
+        with saving:
+            save(checkpoints, done[-1])
+
+    held = signals.held(lambda: bool(done), save_done, lambda: say(_interrupted(flags)))
     with _progress() as progress:
         bar = progress.add_task("meta-training", total=config.steps, completed=int(train_state.step), note="compiling")
 
@@ -226,30 +259,36 @@ def train(flags: Train) -> None:
             rows.append(row)
             with (flags.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            if check:  # after the row, which going on from this checkpoint would not write again
-                save(checkpoints, train_state)
+            done[:] = [train_state]
+            if check or signals.number:  # after the row, which going on from this checkpoint would not write again
+                save_done()
+            if signals.number:
+                raise KeyboardInterrupt
             validations = [_number(config, row["validation"]) for row in rows if "validation" in row]
             note = "  ".join([f"loss {metrics['loss']:.3f}", *(f"validation {last}" for last in validations[-1:])])
             progress.update(bar, completed=metrics["step"], note=note)
 
-        try:
-            fitted = fit(
-                key,
-                learner,
-                source,
-                optimizer=experiment.make_optimizer(config),
-                steps=config.steps,
-                tasks=config.tasks,
-                log_every=log_every,
-                train_state=train_state,
-                callback=callback,
-            )
-        except NonFiniteError as error:
-            save(checkpoints, error.train_state)
-            raise
+        if int(train_state.step) < config.steps:
+            try:
+                with held:
+                    train_state = fit(
+                        key,
+                        learner,
+                        source,
+                        optimizer=experiment.make_optimizer(config),
+                        steps=config.steps,
+                        tasks=config.tasks,
+                        log_every=log_every,
+                        train_state=train_state,
+                        callback=callback,
+                    ).train_state
+            except NonFiniteError as error:
+                save(checkpoints, error.train_state)
+                anew = f"the run keeps what it had at step {error.step}, and its rates: train anew with another --out"
+                raise NonFiniteError(f"{str(error).rstrip('.')}; {anew}.", error.step, error.train_state) from error
     print(f"meta-training took {time.monotonic() - begin:.0f} s; evaluating on unseen tasks", file=sys.stderr)
     plots.learning_curve(flags.out / "learning_curve.png", rows, metric.__name__)
-    _report(flags.out, config, fitted.train_state)
+    _report(flags.out, config, train_state)
 
 
 def _report(out: Path, config: Config, train_state: TrainState) -> None:
@@ -424,7 +463,9 @@ def _config_of(flags: Train) -> Config:
             given[name] = dict(_named(name, option) for option in options)
     resume, out = given.pop("resume"), given.pop("out")
     if not (out / "config.json").exists():
-        if out.exists() and (not out.is_dir() or any(file.suffix != ".part" for file in out.iterdir())):
+        if out.exists() and (
+            not out.is_dir() or any(file.suffix != ".part" and file.name != LOCK for file in out.iterdir())
+        ):
             raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
         return experiment.resolve(**given)
     if not resume:

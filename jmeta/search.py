@@ -30,6 +30,7 @@ from jmeta.models.adapters import linen
 from jmeta.models.cells import CellNetwork, Genotype
 from jmeta.models.networks import Conv4
 from jmeta.registry import lookup
+from jmeta.stopping import LOCK, only_writer
 from jmeta.train import Metrics, TrainState, evaluate, fit, init
 
 ORDERS: Mapping[str, Callable[[], Adjoint]] = {"second order": exact, "first order": first_order}
@@ -77,7 +78,11 @@ def search(flags: Search) -> dict[str, Any]:
         CheckpointError: the folder exists, and `resume` was not asked for or its settings were others.
     """
     settings = _settings(flags)
-    results = _begin(flags, settings)
+    with only_writer(flags.out):
+        return _searched(flags, _begin(flags, settings))
+
+
+def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
     for order, adjoint in ORDERS.items():
         if order not in results["genotypes"]:
             found, seconds, curve = _search(flags, order, adjoint())
@@ -134,9 +139,8 @@ def _begin(flags: Search, settings: Mapping[str, Any]) -> dict[str, Any]:
         if stored["settings"] != settings:
             raise CheckpointError(f"{flags.out} was searched with other settings; give them again, or another --out.")
         return stored
-    if flags.out.exists() and any(flags.out.iterdir()):
+    if any(file.name != LOCK for file in flags.out.iterdir()):
         raise CheckpointError(f"{flags.out} exists and is no search of jmeta; choose another --out.")
-    flags.out.mkdir(parents=True, exist_ok=True)
     results = {"settings": dict(settings), "genotypes": {}, "searches": {}, "networks": {}}
     _write(flags, results)
     return results
@@ -185,18 +189,19 @@ def _search(flags: Search, order: str, adjoint: Adjoint) -> tuple[Genotype, floa
         write_whole(curve_file, json.dumps(curve) + "\n")
         print(f"{order}, step {metrics['step']}: loss {metrics['loss']:.3f}, {_skips(cells)} skips", flush=True)
 
-    fitted = fit(
-        jax.random.key(flags.seed),
-        learner,
-        source,
-        optimizer=optimizer,
-        steps=flags.steps,
-        tasks=1,
-        log_every=max(1, flags.steps // 10),
-        train_state=train_state,
-        callback=callback,
-    )
-    return genotype(fitted.params, skips=flags.skips), round(time.monotonic() - begin, 1), curve
+    if int(train_state.step) < flags.steps:
+        train_state = fit(
+            jax.random.key(flags.seed),
+            learner,
+            source,
+            optimizer=optimizer,
+            steps=flags.steps,
+            tasks=1,
+            log_every=max(1, flags.steps // 10),
+            train_state=train_state,
+            callback=callback,
+        ).train_state
+    return genotype(train_state.params, skips=flags.skips), round(time.monotonic() - begin, 1), curve
 
 
 def _train(flags: Search, model: Model) -> dict[str, Any]:

@@ -341,11 +341,50 @@ def test_interrupting_says_how_to_go_on(capsys, monkeypatch, place, runs):
     assert fails(capsys, "evaluate", runs / "sinusoid", code=130) == "interrupted.\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_what_is_done(number, code, capsys, monkeypatch, place):
+    """Also where the step is none at which a checkpoint is due."""
+
+    def one_scan(*arguments, train_state, callback, **options):
+        for step in (1, 2):
+            if step == 2:
+                os.kill(os.getpid(), number)
+            callback(train_state._replace(step=train_state.step + step), {"step": step, "loss": 0.5})
+        raise AssertionError("goes on")
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(cli, "fit", one_scan)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *SINUSOID, "--steps", "100", "--out", "run"])
+    assert stop.value.code == code and signal.getsignal(number) is before
+    assert capsys.readouterr().err.endswith("interrupted; go on by `jmeta train --resume --out run`.\n")
+    assert checkpoint.latest_step(place / "run" / "checkpoint") == 2
+    assert [row["step"] for row in cli._read_rows(place / "run")] == [1, 2]
+
+
+def test_damaged_rows_cost_no_others(place):
+    rows = [{"step": i, "loss": 0.5, "seconds": 1.0} for i in (1, 2, 3)]
+    lines = [json.dumps(rows[0]), '{"step": 2, "lo', "[]", "5", '{"step": 2}', json.dumps(rows[2])]
+    (place / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
+    assert cli._read_rows(place) == [rows[0], rows[2]]
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch, place):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "run/learning_curve.png")
+
+    monkeypatch.setattr(cli, "train", full)
+    sentence = "error: run/learning_curve.png cannot be written or read (No space left on device); make room"
+    assert sentence in fails(capsys, "train", *SINUSOID, "--out", "run")
+
+
 def test_a_loss_that_becomes_non_finite(capsys, place):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", *SINUSOID, "--outer-rate", "1e15", "--out", "run"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and "not finite at step 1: " in error
+    assert error.endswith("train anew with another --out.")
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 1
     result = json.loads(prints(capsys, "evaluate", "run", "--json", "--episodes", "2"))
     assert result["mean_squared_error"] is None or result["mean_squared_error"] > 1e6

@@ -1,0 +1,59 @@
+"""The lock of a run folder, and what is told to who is stopped."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import jmeta
+from jmeta.stopping import LOCK, only_writer
+
+HOLD = """
+import pathlib, sys, time
+from jmeta.stopping import only_writer
+with only_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_the_sentence_names_it(tmp_path):
+    with only_writer(tmp_path / "run"):
+        with (
+            pytest.raises(jmeta.CheckpointError, match=rf"run is being written by process {os.getpid()} on .* since 2"),
+            only_writer(tmp_path / "run"),
+        ):
+            pass
+        assert (tmp_path / "run" / LOCK).exists()
+    assert not (tmp_path / "run" / LOCK).exists()
+    with only_writer(tmp_path / "run"):
+        pass
+
+
+def test_the_lock_of_a_dead_writer_is_taken_over(tmp_path):
+    """Killed, it leaves the file, and the system forgets the lock."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root()}
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(jmeta.CheckpointError, match=f"written by process {process.pid} on"), only_writer(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    assert (tmp_path / LOCK).exists()
+    with only_writer(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LOCK).read_text()
+
+
+def root():
+    return os.path.dirname(os.path.dirname(jmeta.__file__))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(jmeta.CheckpointError, match=r"cannot be written .*; choose another --out"),
+        only_writer(tmp_path / "file" / "run"),
+    ):
+        pass
