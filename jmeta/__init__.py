@@ -70,6 +70,7 @@ from jmeta.models.convolution import Conv
 from jmeta.models.networks import MLP, BatchNorm, Conv4, GroupNorm
 from jmeta.models.text import TextEncoder, TokenIds, hashed_text, inverse_document_frequency
 from jmeta.optimizers import projected, repeated, trust_region
+from jmeta.runs import Run, load
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step
 
 __version__ = "0.2.0.dev0"

@@ -128,7 +128,12 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
     wanted = {only: like} if is_part else {only: getattr(like, only)} if only else _stored(like)
     sealed = {name: leaf for name, leaf in _leaves_of(checkpoint).items() if only is None or name.split("/")[0] == only}
     _compare(checkpoint, sealed, _leaves(wanted))
-    saved = _read(checkpoint, None if only else wanted)
+    try:
+        saved = _read(checkpoint, None if only else wanted)
+    except ValueError as error:  # the same arrays in other containers
+        raise CheckpointError(
+            f"the checkpoint {checkpoint} is of another version of jmeta, whose state had another form; train anew."
+        ) from error
     if only is None:
         return saved if isinstance(like, TrainState) else saved["tree"]
     by_path = {path_name(p): leaf for p, leaf in jax.tree.leaves_with_path(saved)}

@@ -1,6 +1,5 @@
 """The command line: train, evaluate, adapt, search, list."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -10,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +36,7 @@ from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
 from jmeta.models.text import TokenIds, hashed_text
+from jmeta.runs import Run, load, read_config, read_rows
 from jmeta.search import Search, search
 from jmeta.stopping import LOCK, Signals, only_writer, say
 from jmeta.train import Metrics, TrainState, evaluate, fit
@@ -47,7 +48,6 @@ _Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hi
 _Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_OF_THE_LEARNER)]
 _OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
 
-_ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has
 _INNER_STEPS, _SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve
 _UPDATES = (0, 1, 2, 3)  # of what acts in environments
 
@@ -228,7 +228,7 @@ def _train(
     checkpoints = flags.out / "checkpoint"
     if latest_step(checkpoints) is not None:
         train_state = restore(checkpoints, train_state)
-    rows = [row for row in _read_rows(flags.out) if row["step"] <= int(train_state.step)]
+    rows = [row for row in read_rows(flags.out) if row["step"] <= int(train_state.step)]
     write_whole(flags.out / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     write_whole(flags.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -294,7 +294,7 @@ def _train(
 def _report(out: Path, config: Config, train_state: TrainState) -> None:
     """Evaluates a trained run, draws how it adapts, and prints it beside nearest mean on raw pixels."""
     metric = DATA[config.data].metric
-    result = _evaluate(config, train_state, "test", episodes=600, seed=1)
+    result = Run(config, train_state).evaluate()
     write_whole(out / "result.json", _json(result, indent=2) + "\n")
     axis, results = _adaptation(config, train_state, result)
     plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
@@ -314,41 +314,18 @@ def _adaptation(
     config: Config, train_state: TrainState, result: Mapping[str, Any]
 ) -> tuple[str, list[Mapping[str, Any]]]:
     """Results against inner steps, of which `result` is one, or against shots for a learner that has none."""
+    run = Run(config, train_state)
     if config.inner_steps is None:
         queries = min(5, config.queries)  # so that ten shots are left of the 20 images that a class of Omniglot has
         return "shots", [
-            _evaluate(config, train_state, "test", 200, 1, shots=shots, queries=queries)
+            run.evaluate(episodes=200, shots=shots, queries=queries)
             for shots in ((0,) if config.descriptions else ()) + _SHOTS
         ]
     done = result["test_inner_steps"]
     return "test_inner_steps", [
-        result if steps == done else _evaluate(config, train_state, "test", 200, 1, inner_steps=steps)
+        result if steps == done else run.evaluate(episodes=200, inner_steps=steps)
         for steps in sorted({*(_UPDATES if LEARNERS[config.learner].acts else _INNER_STEPS), done})
     ]
-
-
-def _evaluate(
-    config: Config,
-    train_state: TrainState,
-    split: str,
-    episodes: int,
-    seed: int,
-    inner_steps: int | None = None,
-    **episode: int,
-) -> dict[str, Any]:
-    source = experiment.make_source(config, split, **episode)
-    steps = config.test_inner_steps if inner_steps is None else inner_steps
-    learner = experiment.make_learner(config, source, inner_steps=steps)
-    result = evaluate(
-        jax.random.key(seed),
-        learner,
-        train_state.params,
-        train_state.state,
-        source,
-        episodes=episodes,
-        metric=DATA[config.data].metric,
-    )
-    return {"split": split, **result, **experiment.protocol(config), "test_inner_steps": steps, "seed": seed}
 
 
 def _trajectories(out: Path, config: Config, train_state: TrainState, split: str) -> None:
@@ -374,22 +351,16 @@ def _trajectories(out: Path, config: Config, train_state: TrainState, split: str
 
 def evaluate_run(flags: Evaluate) -> None:
     """`jmeta evaluate`."""
-    config = _read_config(flags.run)
     check_seed(flags.seed)
-    if flags.split not in ("train", "validation", "test"):
-        raise ConfigError(f"there is no split {flags.split!r}; choose test, validation or train.")
-    episode = {name: value for name in ("ways", "shots", "queries") if (value := getattr(flags, name)) is not None}
-    train_state = _restore(flags.run, config)
-    result = _evaluate(config, train_state, flags.split, flags.episodes, flags.seed, flags.inner_steps, **episode)
+    run = load(flags.run)
+    config, train_state = run.config, run.train_state
+    sizes = {name: value for name in ("ways", "shots", "queries") if (value := getattr(flags, name)) is not None}
+    asked = partial(run.evaluate, flags.split, episodes=flags.episodes, seed=flags.seed, **sizes)
+    result = asked(inner_steps=flags.inner_steps)
     results: list[dict[str, Any]] = []
     if LEARNERS[config.learner].acts and flags.inner_steps is None:
         metric = DATA[config.data].metric.__name__
-        results = [
-            result
-            if steps == result["test_inner_steps"]
-            else _evaluate(config, train_state, flags.split, flags.episodes, flags.seed, steps, **episode)
-            for steps in _UPDATES
-        ]
+        results = [result if steps == result["test_inner_steps"] else asked(inner_steps=steps) for steps in _UPDATES]
         plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
         _trajectories(flags.run, config, train_state, flags.split)
         result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
@@ -404,8 +375,8 @@ def evaluate_run(flags: Evaluate) -> None:
 
 def adapt_run(flags: Adapt) -> None:
     """`jmeta adapt`."""
-    config = _read_config(flags.run)
-    source = experiment.make_source(config, "test")
+    run = load(flags.run)
+    config, source = run.config, run.source("test")
     support_shape = jax.eval_shape(source.sample, jax.random.key(0), source.data).support
     shape: tuple[int, ...] = support_shape.inputs.shape[1:] if isinstance(support_shape, Examples) else ()
     if len(shape) != 3:
@@ -419,10 +390,7 @@ def adapt_run(flags: Adapt) -> None:
             f"{flags.run} was trained for {config.ways} ways, but {flags.support} has {len(support.names)} classes; "
             f"give at most {config.ways}, or train a prototypical run, which takes any number."
         )
-    train_state = _restore(flags.run, config)
-    learner = experiment.make_learner(config, source, inner_steps=config.test_inner_steps)
-    asked = config.ways * config.queries if config.ways else None
-    classifier = jmeta.FewShotClassifier(learner, train_state.params, train_state.state, queries=asked)
+    classifier = run.classifier()
     classifier.fit(_scaled(support.images), support.labels, _descriptions_of(flags.run, config, support.names))
     probabilities = classifier.predict_proba(_scaled(query.images))
     rows = [
@@ -470,7 +438,7 @@ def _config_of(flags: Train) -> Config:
         return experiment.resolve(**given)
     if not resume:
         raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
-    stored = _read_config(out)
+    stored = read_config(out)
     for name in {"options", "network"} & set(given):  # as values, which is how they were stored
         given[name] = getattr(
             experiment.resolve(stored.learner, stored.data, model=stored.model, **{name: given[name]}), name
@@ -490,48 +458,6 @@ def _named(flag: str, option: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"--{flag} {option} has no value; write {name}=VALUE.")
     return name.replace("-", "_"), value
-
-
-def _read_config(run: Path) -> Config:
-    try:
-        stored = Config(**_today(json.loads((run / "config.json").read_text())))
-        return experiment.resolve(**dataclasses.asdict(stored))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
-        ) from None
-    except (ValueError, TypeError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise CheckpointError(
-            f"{run}/config.json is damaged or of another version of jmeta ({reason}); train anew, or name another run."
-        ) from error
-
-
-def _today(stored: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run as they are named now; the networks that runs before version 0.2 had keep their form."""
-    if "batch_norm" not in stored:
-        return stored
-    norm, former = stored.pop("batch_norm"), {"conv4": "conv4-maml", "conv4-max": "conv4-maml-max"}
-    scale = {"network": {"scale": True}} if stored["learner"] == "maml_plus_plus" and norm is not None else {}
-    return {**stored, "norm": norm, "model": former.get(stored["model"], stored["model"]), **scale}
-
-
-def _restore(run: Path, config: Config) -> TrainState:
-    source = experiment.make_source(config, "train")
-    learner = experiment.make_learner(config, source)
-    return restore(run / "checkpoint", jax.eval_shape(lambda: experiment.begin(config, learner, source)))
-
-
-def _read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` that are whole; a kill may have cut the last line."""
-    file = run / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # damage costs the lines that it hit, and no others
-            row = json.loads(line)
-            if isinstance(row, dict) and row.keys() >= _ROW:
-                rows.append(row)
-    return rows
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:

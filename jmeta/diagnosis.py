@@ -40,7 +40,7 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
     """
     count = len(jax.tree.leaves(tasks)[0])
     for name, tree, advice in (
-        ("", tasks, "repair the data, or leave such tasks away by skip_nonfinite=True"),
+        ("", tasks, "repair the data, or leave such tasks away"),
         ("θ", params, _lower("outer")),
         ("the state", state, _lower("outer")),
     ):

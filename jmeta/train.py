@@ -483,7 +483,7 @@ def evaluate(
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
         and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
-        same episodes with each query asked alone, and `"alone_ci95"`. Of several metrics each has its own interval,
+        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. Of several metrics each has its own interval,
         `"accuracy_ci95"`, and its own `"accuracy_alone"`.
 
     Raises:
@@ -543,6 +543,9 @@ def _interval(values: Array) -> tuple[float, float]:
     return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x)))
 
 
+_ALONE = 5  # queries of an episode that are asked alone; one by one they cost as much as all together
+
+
 def _evaluate(
     key: Key[Array, ""],
     params: Params,
@@ -567,8 +570,11 @@ def _evaluate(
         def answer_one(one: PyTree) -> PyTree:
             return jax.tree.map(lambda x: x[0], answer(jax.tree.map(lambda x: x[None], one)))
 
-        inputs = task.query.inputs
-        return _measured(metrics, lax.map(answer_one, inputs) if alone else answer(inputs), task.query)
+        if not alone:
+            return _measured(metrics, answer(task.query.inputs), task.query)
+        n = len(jax.tree.leaves(task.query)[0])
+        some = jax.tree.map(lambda x: x[:: max(1, n // _ALONE)], task.query)
+        return _measured(metrics, lax.map(answer_one, some.inputs), some)
 
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
 

@@ -18,6 +18,7 @@ from jmeta import checkpoint, cli, experiment
 from jmeta.data import DATA
 from jmeta.learners import LEARNERS
 from jmeta.models import MODELS
+from jmeta.runs import read_rows, read_train_state
 
 TINY = ("--model", "mlp", "--ways", "3", "--queries", "2", "--steps", "5", "--tasks", "1")
 SINUSOID = ("--data", "sinusoid", "--tasks", "1")
@@ -264,7 +265,7 @@ def environment():
 
 def parameters(run):
     like = experiment.resolve(**json.loads((run / "config.json").read_text()))
-    train_state = cli._restore(run, like)
+    train_state = read_train_state(run, like)
     assert int(train_state.step) == like.steps
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((train_state.params, train_state.optimizer_state))]
 
@@ -360,14 +361,14 @@ def test_a_signal_saves_what_is_done(number, code, capsys, monkeypatch, place):
     assert stop.value.code == code and signal.getsignal(number) is before
     assert capsys.readouterr().err.endswith("interrupted; go on by `jmeta train --resume --out run`.\n")
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 2
-    assert [row["step"] for row in cli._read_rows(place / "run")] == [1, 2]
+    assert [row["step"] for row in read_rows(place / "run")] == [1, 2]
 
 
 def test_damaged_rows_cost_no_others(place):
     rows = [{"step": i, "loss": 0.5, "seconds": 1.0} for i in (1, 2, 3)]
     lines = [json.dumps(rows[0]), '{"step": 2, "lo', "[]", "5", '{"step": 2}', json.dumps(rows[2])]
     (place / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
-    assert cli._read_rows(place) == [rows[0], rows[2]]
+    assert read_rows(place) == [rows[0], rows[2]]
 
 
 def test_a_full_disk_is_one_sentence(capsys, monkeypatch, place):

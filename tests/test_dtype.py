@@ -101,20 +101,24 @@ def test_the_lowered_convolution_is_in_bfloat16(platform):
 class Network(nn.Module):
     """A user's own, with Linen's dtypes."""
 
+    outputs: int | None = WAYS
+
     @nn.compact
     def __call__(self, x, train=True):
         x = jmeta.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x)
         x = nn.relu(jmeta.BatchNorm(dtype=jnp.bfloat16)(x, train=train))
         x = nn.relu(jmeta.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x))
-        return nn.Dense(WAYS, dtype=jnp.float32, name="head")(x.mean((1, 2)))
+        x = x.mean((1, 2)).astype(jnp.float32)
+        return x if self.outputs is None else nn.Dense(self.outputs, dtype=jnp.float32, name="head")(x)
 
 
 MODELS = {
-    "transductive": lambda outputs: jmeta.Conv4(outputs, features=8, dtype="bfloat16"),
+    "transductive": lambda outputs: jmeta.Conv4(outputs, features=8, norm="transductive", dtype="bfloat16"),
+    "group": lambda outputs: jmeta.Conv4(outputs, features=8, groups=2, dtype="bfloat16"),
     "per_task": lambda outputs: jmeta.Conv4(outputs, features=8, norm="per_task", scale=True, dtype="bfloat16"),
     "max": lambda outputs: jmeta.Conv4(outputs, features=8, pooling="max", dtype=jnp.bfloat16),
     "mlp": lambda outputs: jmeta.MLP(outputs, dtype=jnp.bfloat16),
-    "own": lambda outputs: Network(),
+    "own": lambda outputs: Network(outputs),
 }
 
 
@@ -166,8 +170,8 @@ def test_batch_norm_takes_its_statistics_in_float32(dtype):
     assert dtypes((params, state)) == FLOAT32 and y.dtype == (dtype or "float32")
     exact = np.asarray(x, np.float64)
     mean, variance = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
-    np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-6)
-    np.testing.assert_allclose(state["batch_stats"]["var"], variance, rtol=1e-4)
+    np.testing.assert_allclose(state["task_stats"]["mean"], mean, rtol=1e-6)
+    np.testing.assert_allclose(state["task_stats"]["var"], variance, rtol=1e-4)
     tolerance = 1e-4 if dtype is None else float(jnp.finfo(dtype).eps)  # one rounding
     np.testing.assert_allclose(
         np.asarray(y, np.float64), (exact - mean) / np.sqrt(variance + 1e-3), rtol=tolerance, atol=1e-4
@@ -247,7 +251,7 @@ def test_a_run_in_bfloat16_is_evaluated_and_resumed_as_one(run, capsys, monkeypa
     folder = run("--dtype", "bfloat16")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     made = []
-    monkeypatch.setattr(cli, "evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
+    monkeypatch.setattr("jmeta.runs.evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
     run("--resume")
     cli.main(["evaluate", str(folder), "--json"])
     assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"

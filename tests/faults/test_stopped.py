@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta import checkpoint, cli, experiment
+from jmeta import checkpoint, experiment
 
 pytestmark = pytest.mark.slow
 ROOT = Path(jmeta.__file__).parents[1]
@@ -45,7 +45,7 @@ def wait_for_rows(process, out, count):
 
 def leaves(out):
     config = experiment.resolve(**json.loads((out / "config.json").read_text()))
-    state = cli._restore(out, config)
+    state = read_train_state(out, config)
     return int(state.step), [np.asarray(x).tobytes() for x in jax.tree.leaves((state.params, state.optimizer_state))]
 
 
