@@ -263,7 +263,7 @@ def _check_state(
                     f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
                     "by jmeta.init(...)._replace(params=...)."
                 )
-        if not jax.tree.structure(here) == jax.tree.structure(there):
+        if bool(jax.tree.structure(here) != jax.tree.structure(there)):  # type: ignore[operator]
             raise ConfigError(
                 f"train_state holds the right arrays of its {what} in other containers (as a FrozenDict for a dict); "
                 "give the tree that jmeta.init gives."
