@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jmeta.errors import CheckpointError, ConfigError
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.experiment import Config
 from jmeta.losses import softmax_cross_entropy
-from jmeta.train import TrainState, evaluate, fit
+from jmeta.train import Metrics, TrainState, evaluate, fit
 
 _ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has
 
@@ -100,6 +101,12 @@ class Run:
         """
         config = self.config if steps is None else dataclasses.replace(self.config, steps=steps)
         source = self.source("train")
+        rows: list[Mapping[str, Any]] = list(self.history)
+        begun = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+
+        def note(train_state: TrainState, metrics: Metrics) -> None:
+            rows.append({**metrics, "seconds": round(time.monotonic() - begun, 2)})
+
         fitted = fit(
             jax.random.key(config.seed),
             self.learner_for(source),
@@ -109,8 +116,9 @@ class Run:
             tasks=config.tasks,
             log_every=max(1, config.steps // 100),
             train_state=self.train_state,
+            callback=note,
         )
-        return Run(config, fitted.train_state, [*self.history, *fitted.history])
+        return Run(config, fitted.train_state, rows)
 
     def evaluate(
         self, split: str = "test", *, episodes: int = 600, seed: int = 1, inner_steps: int | None = None, **sizes: int

@@ -483,8 +483,8 @@ def evaluate(
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
         and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
-        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. Of several metrics each has its own interval,
-        `"accuracy_ci95"`, and its own `"accuracy_alone"`.
+        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. Of several metrics each
+        has its own interval, `"accuracy_ci95"`, and its own `"accuracy_alone"`.
 
     Raises:
         ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
