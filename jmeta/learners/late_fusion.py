@@ -23,8 +23,8 @@ class Evidence(NamedTuple):
 
     Args:
         images: `[queries, ways]`, distances to the means of the shots.
-        descriptions: `[queries, ways]`, distances to the mean of what the readers make of a description.
-        readers: `[folds, queries, ways]`, distances to what each reader makes of it.
+        descriptions: `[queries, ways]`, distances to what the reader of all descriptions makes of one.
+        readers: `[folds + 1, queries, ways]`, distances to what each reader makes of it, that of all last.
         shots: `[ways]`.
         told: `[ways]`, which classes have a description.
         fold: `[ways]`, which reader does not learn the description.
@@ -45,7 +45,7 @@ def late_fusion(
 ) -> MetaLearner:
     """Distances to images and to descriptions, fused: a description is worth β shots, and β is cross-fitted.
 
-    With cₖ the mean of f_θ(x) over the Kₖ shots x of class k, and wₖ = mean over j of gⱼ(description of class k),
+    With cₖ the mean of f_θ(x) over the Kₖ shots x of class k, and wₖ = g(description of class k),
 
         dₖ(x) = (Kₖ d(f_θ(x), cₖ) + β (d(f_θ(x), wₖ) − δ(x))) / (Kₖ + β), p(y = k | x) = softmaxₖ(−dₖ(x)),
 
@@ -56,23 +56,24 @@ def late_fusion(
     Fused are distances, not prototypes: ‖z − (λc + (1−λ)w)‖² = λ‖z − c‖² + (1−λ)‖z − w‖² − λ(1−λ)‖c − w‖², so that a
     mixture of prototypes draws queries to the classes whose images and description disagree.
 
-    In training a class's description is known by heart, which says nothing about that of a new class. So each gⱼ learns
-    the descriptions of all classes but those of fold j, by which β alone is learned, as in stacking; the fold of a
-    class is a hash of its description. If descriptions say nothing about the images of new classes, β falls to 0.
+    In training a class's description is known by heart, which says nothing about that of a new class. So beside g,
+    which learns all descriptions, each gⱼ learns those of all classes but fold j, by which β alone is learned, as in
+    stacking; the fold of a class is a hash of its description. If descriptions say nothing about the images of new
+    classes, β falls to 0.
 
-    The objective is the sum of three cross entropies: of the images alone, of the descriptions alone (the mean over j),
-    and of the fused distances, standardised, whose gradient reaches β alone.
+    The objective is a sum of cross entropies: of the images alone, of the descriptions alone by g, the same by each gⱼ,
+    whose gradient does not reach f, and of the fused distances, standardised, whose gradient reaches β alone.
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width.
-        describe: each gⱼ before its last linear map; default as in `jmeta.zero_shot`.
+        describe: g and each gⱼ before its last linear map; default as in `jmeta.zero_shot`.
         folds: how many gⱼ there are; each learns from all training classes but one part in so many.
         distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
 
     Returns:
         The learner, for any number of ways; its support has descriptions, and one model serves any number of shots,
-        none included. `Adapted.params` is `(θ, means [ways, features], readings [folds, ways, features], shots [ways],
-        told [ways], fold [ways])`, `Adapted.info["worth"]` is β.
+        none included. `Adapted.params` is `(θ, means [ways, features], readings [folds + 1, ways, features], shots
+        [ways], told [ways], fold [ways])`, `Adapted.info["worth"]` is β.
 
     Raises:
         ConfigError: fewer than two folds.
@@ -97,7 +98,7 @@ def late_fusion(
         params, state = model.init(model_key, task.query.inputs)
         z, _ = jax.eval_shape(lambda: model.apply(key, params, state, task.query.inputs, train=False))
         readers, reader_state = jax.vmap(lambda key: init_reader(describe, key, task.support, z.shape[-1]))(
-            jax.random.split(reader_key, folds)
+            jax.random.split(reader_key, folds + 1)
         )
         worth = jnp.zeros((), z.dtype)
         return {"model": params, "readers": readers, "worth": worth}, {"model": state, "readers": reader_state}
@@ -106,15 +107,17 @@ def late_fusion(
         def read(key: Array, params: Params, state: State) -> tuple[Array, State]:
             return read_descriptions(describe, key, params, state, support, train=True)
 
-        w, reader_state = jax.vmap(read)(jax.random.split(key, folds), params["readers"], state["readers"])
+        w, reader_state = jax.vmap(read)(jax.random.split(key, folds + 1), params["readers"], state["readers"])
         told, fold = described(support.descriptions), fold_of(support.descriptions, folds)
         learned = (params, prototypes(support.inputs, support.targets), w, shots(support.targets), told, fold)
         return Adapted(learned, {**state, "readers": reader_state}, {"worth": _worth(params)})
 
     def evidence(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Evidence:
         params, means, readings, count, told, fold = adapted.params
-        each = jax.vmap(distance, (None, 0))(z, readings)
-        return Evidence(distance(z, means), distance(z, readings.mean(0)), each, count, told, fold, _worth(params))
+        by_all = distance(z, readings[-1])
+        by_folds = jax.vmap(distance, (None, 0))(jax.lax.stop_gradient(z), readings[:-1])
+        each = jnp.concatenate([by_folds, by_all[None]])
+        return Evidence(distance(z, means), by_all, each, count, told, fold, _worth(params))
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
         said = evidence(key, adapted, z)
@@ -211,4 +214,4 @@ def _loss(said: Evidence, targets: Float[Array, "queries ways"], mask: Mask = No
     images, new = jax.lax.stop_gradient((said.images, new))
     both = seen & told
     together = cross_entropy(both, standardised(fused(images, new, said.shots, told, said.worth), both))
-    return cross_entropy(seen, said.images) + jax.vmap(cross_entropy)(learns, said.readers).mean() + together
+    return cross_entropy(seen, said.images) + jax.vmap(cross_entropy)(learns, said.readers).sum() + together
