@@ -176,7 +176,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, Cells]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> str:
-    """The tables for the README, with the command that makes them."""
+    """The tables for the docs, with the command that makes them."""
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     parts = [
         f"`python -m benchmarks.memory` on {environment['cpu']}, {environment['threads']} threads, backend "

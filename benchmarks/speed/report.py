@@ -110,7 +110,7 @@ def show(console: Console, tables: Sequence[Table]) -> None:
 
 
 def markdown(environment: Mapping[str, Any], tables: Sequence[Table]) -> str:
-    """The tables for the README, with the command that makes them."""
+    """The tables for the docs, with the command that makes them."""
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     parts = [
         f"`python -m benchmarks.speed` on {environment['cpu']}, {environment['threads']} threads, float32, medians; "
