@@ -220,7 +220,7 @@ def embedded(
         The learner.
 
     Raises:
-        ModelError: `model` is no `Model`; from `init` and `fit`, it ends in a classifier's head.
+        ModelError: `model` is no `Model`; from `init` and `fit`, it ends in a head of at most as many outputs as ways.
 
     Example:
         >>> import jax, jmeta
@@ -250,20 +250,22 @@ def embedded(
 
     def checked_init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         params, state = init(key, task)
-        if isinstance(own(params), Mapping) and "head" in own(params):
+        head, ways = own(params), task.support.targets.shape[-1]
+        head = jax.tree.leaves(head.get("head", ())) if isinstance(head, Mapping) else []
+        if head and head[0].shape[-1] <= ways:
             raise ModelError(
-                "the network ends in a `head` of outputs for each class, where an embedding is compared; make it "
-                "without one: jmeta.Conv4(outputs=None)."
+                f"the network ends in a head of {head[0].shape[-1]} outputs for tasks of {ways} ways, where embeddings "
+                "are compared; make it without one: jmeta.Conv4(outputs=None)."
             )
         return params, state
 
     def answer(key: Key[Array, ""], params: Params, state: State, support: PyTree, train: bool) -> Adapted:
-        check_examples("support", support)
         embed_key, adapt_key = jax.random.split(key)
         z, state = embeddings(embed_key, params, state, support, train)
         return adapt(adapt_key, params, state, support._replace(inputs=z))
 
     def whole_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
+        check_examples("support", support)
         return answer(key, params, state, support, train=has_statistics(own(state), "task_stats"))
 
     def whole_predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
@@ -276,6 +278,7 @@ def embedded(
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         embed_key, adapt_key, predict_key = jax.random.split(key, 3)
         support, query = task.support, task.query
+        check_examples("support", support)
         if has_statistics(own(state), "batch_stats"):
             z, state = embeddings(embed_key, params, state, _one_batch(support, query), train=True)
             n = len(support.targets)

@@ -79,7 +79,7 @@ def test_fused_distances(case, float64):
 def test_the_answer_is_the_fused_distance_to_means_of_images_and_of_readings(case):
     episode, (params, state) = task(*CASES[case]), start()
     z, w = embeddings(params, state, episode)
-    x, y, _ = episode.support
+    x, y, *_ = episode.support
     means = np.asarray(y).T @ z(x) / np.maximum(np.asarray(y).sum(0), 1)[:, None]
     q = z(episode.query.inputs)
     d, e = (np.square(q[:, None] - c[None]).sum(-1) for c in (means, w[-1]))

@@ -66,7 +66,7 @@ def test_r2d2_is_a_scaled_ridge_regression():
     learner, episode = jmeta.r2d2(IDENTITY, penalty=2.0, scale=3.0), task()
     params, state = learner.init(KEY, episode)
     outputs = answer(learner, params, state, episode.support, episode.query.inputs)
-    x, y, _ = (np.asarray(part, np.float64) for part in episode.support)
+    x, y = (np.asarray(part, np.float64) for part in episode.support[:2])
     w = np.linalg.solve(x.T @ x + 2.0 * np.eye(4), x.T @ y)
     np.testing.assert_allclose(outputs, 3.0 * np.asarray(episode.query.inputs) @ w, rtol=1e-4, atol=1e-5)
 
@@ -114,7 +114,7 @@ def test_default_steps_of_the_solver_are_enough_for_a_5_way_5_shot_task():
 def test_matching_is_attention_over_the_labels():
     learner, episode = jmeta.matching(IDENTITY, temperature=0.5), task()
     outputs = answer(learner, *learner.init(KEY, episode), episode.support, episode.query.inputs)
-    x, y, _ = map(np.asarray, episode.support)
+    x, y = map(np.asarray, episode.support[:2])
     z = np.asarray(episode.query.inputs)
     cosines = (z / np.linalg.norm(z, axis=1)[:, None]) @ (x / np.linalg.norm(x, axis=1)[:, None]).T
     attention = np.exp(cosines / 0.5) / np.exp(cosines / 0.5).sum(axis=1, keepdims=True)
@@ -139,7 +139,7 @@ def test_relation_compares_each_query_with_each_class_mean():
     )
     learner, episode = jmeta.relation(IDENTITY, relation=compare), task()
     outputs = answer(learner, *learner.init(KEY, episode), episode.support, episode.query.inputs)
-    x, y, _ = map(np.asarray, episode.support)
+    x, y = map(np.asarray, episode.support[:2])
     distance = np.linalg.norm(np.asarray(episode.query.inputs)[:, None] - (y.T @ x / 2)[None], axis=-1)
     np.testing.assert_allclose(outputs, 1 / (1 + np.exp(distance)), rtol=1e-4)
 
@@ -220,7 +220,7 @@ def test_what_is_not_there_changes_nothing(name):
     """One more class without example and description, and two more examples without a label."""
     learner, episode = LEARNERS[name], task()
     params, state = learner.init(KEY, episode)
-    x, y, told = episode.support
+    x, y, told, _ = episode.support
     padded = Examples(
         jnp.concatenate([x[:1] + 3.0, x, x[2:3]]),
         jnp.pad(y, ((1, 1), (0, 1))),
@@ -229,7 +229,7 @@ def test_what_is_not_there_changes_nothing(name):
     if "full context" in name:  # the LSTM reads on through the gap, though not what is in it
         padded, same = padded._replace(inputs=jnp.concatenate([x[:1], x, x[2:3]])), padded
     elif "in_context" in name:  # codes of four labels are other codes than those of three
-        same, padded = (Examples(s, t, d) for s, t, d in ((padded[0] * 0.5, *padded[1:]), padded))
+        same, padded = (Examples(s, t, d) for s, t, d, _ in ((padded[0] * 0.5, *padded[1:]), padded))
         padded = padded._replace(inputs=jnp.where(padded.targets.any(axis=1)[:, None], same.inputs, padded.inputs))
     else:
         same = episode.support
@@ -288,3 +288,13 @@ def test_a_support_without_any_example_is_an_error(make):
     adapted = learner.adapt(key, params, state, empty)
     with pytest.raises(jmeta.DataError, match="no class of the task has an example or a description"):
         learner.predict(key, adapted, jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("make", [jmeta.prototypical, jmeta.matching, jmeta.r2d2])
+def test_a_network_made_for_a_head_is_told(make):
+    embedding = make(jmeta.linen(jmeta.MLP(outputs=4, hidden=(4,))))
+    assert embedding.init(KEY, task()) is not None
+    with pytest.raises(
+        jmeta.ModelError, match="a head of 3 outputs for tasks of 3 ways, where embeddings are compared"
+    ):
+        make(jmeta.linen(jmeta.MLP(outputs=3, hidden=(4,)))).init(KEY, task())
