@@ -71,7 +71,7 @@ def test_the_hypergradient_of_ridge_regression_is_the_closed_form(float64, adjoi
     np.testing.assert_allclose(learner.adapt(KEY, jnp.asarray(θ), (), data().support).params[0], φ, rtol=1e-8)
 
 
-@pytest.mark.parametrize("inner_optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)])
+@pytest.mark.parametrize("inner_optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1, eps_root=1e-8)])
 def test_the_hypergradient_of_a_short_loop_is_the_finite_difference(float64, inner_optimizer):
     learner = ridge(inner_steps=7, inner_optimizer=inner_optimizer)
 

@@ -174,7 +174,7 @@ def test_what_train_prints(runs):
         (("--data", "glyph"), "did you mean 'glyphs'"),
         (("--model", "foo"), "there is no model 'foo'"),
         (("--distance", "foo"), "there is no distance 'foo'"),
-        (("--batch-norm", "foo"), "there is no normalisation 'foo'"),
+        (("--norm", "foo"), "there is no normalisation 'foo'"),
         (("--learner", "prototypical", "--inner-steps", "2"), "--inner-steps has no meaning for prototypical"),
         (("--data", "sinusoid", "--learner", "prototypical"), "use maml or "),
         (("--data", "sinusoid", "--model", "conv4"), "conv4 cannot take the inputs of sinusoid"),
@@ -338,7 +338,7 @@ def test_interrupting_says_how_to_go_on(capsys, monkeypatch, place, runs):
         cli.main(["train", *SINUSOID, "--out", "run"])
     assert stop.value.code == 130
     assert capsys.readouterr().err.endswith("interrupted; go on by `jmeta train --resume --out run`.\n")
-    monkeypatch.setattr(cli, "evaluate", interrupted)
+    monkeypatch.setattr("jmeta.runs.evaluate", interrupted)
     assert fails(capsys, "evaluate", runs / "sinusoid", code=130) == "interrupted.\n"
 
 
@@ -548,6 +548,7 @@ def test_bad_images(runs, capsys, place):
     (place / "empty").mkdir()
     drawn(place / "broken", ("a",))
     (place / "broken" / "a" / "0.png").write_bytes(b"no image")
+    four = drawn(place / "four", "abcd")
     before = files(place)
     for run, shots, query, sentence in (
         ("prototypical", support, place / "empty", "empty holds no images"),
@@ -555,7 +556,7 @@ def test_bad_images(runs, capsys, place):
         ("prototypical", support, place / "missing", "missing is missing"),
         ("prototypical", support, place / "broken", "0.png cannot be read as an image"),
         ("prototypical", support / "a", support, "holds images outside of a class"),
-        ("maml", drawn(place / "four", "abcd"), support, "was trained for 3 ways, but"),
+        ("maml", four, support, "was trained for 3 ways, but"),
         ("sinusoid", support, support, "not on images"),
     ):
         assert sentence in fails(capsys, "adapt", runs / run, "--support", shots, "--query", query)
