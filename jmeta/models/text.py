@@ -156,10 +156,11 @@ class TextEncoder(nn.Module):
                 f"inputs of shape {list(ids.shape)} are no token ids; jmeta.hashed_text(texts) makes them."
             )
         ids = ids.astype(jnp.int32)
-        if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= ids.min() <= ids.max() < self.buckets:
+        known = np.zeros(1) if isinstance(ids, jax.core.Tracer) or not ids.size else np.asarray(ids)
+        if not 0 <= known.min() <= known.max() < self.buckets:
             raise ModelError(
-                f"token ids go from {int(ids.min())} to {int(ids.max())} and the network has {self.buckets} rows for "
-                "them; give hashed_text and TextEncoder the same buckets."
+                f"token ids go from {known.min()} to {known.max()} and the network has {self.buckets} rows for them; "
+                "give hashed_text and TextEncoder the same buckets."
             )
         vectors = self.param("vectors", nn.initializers.normal(self.spread), (self.buckets, self.features))
         start = np.ones(self.buckets, np.float32) if self.weights is None else np.asarray(self.weights, np.float32)
