@@ -95,7 +95,12 @@ def cases() -> list[Case]:
     sines = jax.vmap(jmeta.sinusoid().sample, in_axes=(0, None))(jax.random.split(jax.random.key(0), 25), ())
     mlp = jmeta.linen(jmeta.MLP(outputs=1))
     return [
-        Case("Conv4, 5-way 1-shot, 1 task", jmeta.linen(jmeta.Conv4(outputs=5)), images, 0.4),
+        Case(
+            "Conv4, 5-way 1-shot, 1 task",
+            jmeta.linen(jmeta.Conv4(5, norm="transductive", scale=False, spatial="mean", head_init="random")),
+            images,
+            0.4,
+        ),
         Case("MLP 40-40 on sinusoids, 25 tasks", mlp, sines, 0.01, jmeta.mean_squared_error),
         Case("transformer, 8 sequences of 64, 1 task", jmeta.linen(Transformer()), tokens, 0.1, timed=True),
     ]

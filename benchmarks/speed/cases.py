@@ -163,7 +163,11 @@ def _network(case: Case) -> Any:
     outputs = case.ways if case.inner_steps else None
     if case.network == "mlp":
         return jmeta.MLP(outputs=outputs, hidden=HIDDEN)
-    return jmeta.Conv4(outputs=outputs, features=FEATURES, pooling="max" if case.network == "conv4-max" else "stride")
+    # the network of the papers, which the other libraries have
+    of_the_paper: dict[str, Any] = {"norm": "transductive", "scale": False, "head_init": "random"}
+    if case.network == "conv4-max":
+        return jmeta.Conv4(outputs, features=FEATURES, pooling="max", **of_the_paper)
+    return jmeta.Conv4(outputs, features=FEATURES, spatial="mean", **of_the_paper)
 
 
 @lru_cache(maxsize=2)
