@@ -7,6 +7,7 @@ that never are a class which is not there.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jmeta.errors import DataError
@@ -44,7 +45,8 @@ def only(present: Bool[Array, "ways"], outputs: Float[Array, "n ways"]) -> Float
         >>> jax.nn.softmax(only(jnp.asarray([True, False]), jnp.zeros((1, 2)))).tolist()
         [[1.0, 0.0]]
     """
-    if not isinstance(present, jax.core.Tracer) and not bool(present.any()):
+    # in NumPy: inside of `jit` an operation of JAX on a constant is not a value
+    if not isinstance(present, jax.core.Tracer) and not np.asarray(present).any():
         raise DataError("no class of the task has an example or a description; give the support at least one.")
     least = jnp.where(present[None], outputs, jnp.inf).min(axis=1, keepdims=True)
     floor = jax.lax.stop_gradient(jnp.where(present.any(), least - 100.0, 0.0))

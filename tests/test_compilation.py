@@ -60,8 +60,8 @@ def test_sources_of_the_same_sizes_share_a_program(name):
     assert made_of(make().sample) != made_of(make(**other).sample)
 
 
-def linen(**options):
-    return jmeta.linen(jmeta.MLP(outputs=3, hidden=(4,), **options))
+def linen(outputs=3, **options):
+    return jmeta.linen(jmeta.MLP(outputs=outputs, hidden=(4,), **options))
 
 
 LEARNERS = [
@@ -118,7 +118,7 @@ def test_what_python_takes_for_equal_and_a_program_does_not(a, b):
 def test_programs_are_shared_by_what_is_made_anew():
     sizes = []
     for shift in (0.0, 1.0):
-        learner, source = jmeta.prototypical(linen()), arrays(shift)
+        learner, source = jmeta.prototypical(linen(None)), arrays(shift)
         fitted = jmeta.fit(KEY, learner, source, optimizer=optax.adam(1e-3), steps=2, tasks=2)
         jmeta.evaluate(KEY, learner, fitted.params, fitted.state, source, episodes=2)
         sizes.append([len(compiled(_init, nested=True)), len(compiled(_run)), len(compiled(_evaluate))])

@@ -1,5 +1,6 @@
 """What holds for every learner of the registry; a new learner is tested by its line there."""
 
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jmeta.models.networks import norm_layer
 
 WAYS, SHOTS, QUERIES = 3, 2, 4
 KEY = jax.random.key(0)
+SAMPLED = {}  # tasks, drawn once for all learners
 
 
 @pytest.fixture(scope="module", params=sorted(LEARNERS))
@@ -77,6 +79,7 @@ def learner(entry):
     return make(entry)
 
 
+@functools.cache
 def episodes(batch=None, **size):
     """Six described classes of noisy 8x8 images, easy to tell apart by their stripes."""
     random = np.random.default_rng(0)
@@ -87,6 +90,7 @@ def episodes(batch=None, **size):
     return jmeta.from_arrays(images, labels, queries=QUERIES, batch=batch, descriptions=np.eye(6), **size)
 
 
+@functools.cache
 def navigation(batch=None):
     """Short walks to a goal."""
     return point_navigation(horizon=8, queries=QUERIES)
@@ -130,11 +134,15 @@ def training(entry, kind):
 @pytest.fixture(scope="module")
 def initial(learner, training):
     """θ and state."""
-    return learner.init(KEY, task_of(sampled(training), 0))
+    return jax.jit(learner.init)(KEY, task_of(sampled(training), 0))
 
 
 def sampled(source, seed=0, tasks=4):
-    return jax.vmap(source.sample, (0, None))(jax.random.split(jax.random.key(seed), tasks), source.data)
+    key = id(source), seed, tasks
+    if key not in SAMPLED:  # the sources of this file live as long as it does
+        draw = jax.jit(jax.vmap(source.sample, (0, None)))
+        SAMPLED[key] = draw(jax.random.split(jax.random.key(seed), tasks), source.data)
+    return SAMPLED[key]
 
 
 def task_of(tasks, i):
@@ -195,8 +203,10 @@ def test_queries_never_reach_adapt(learner, source, initial):
     assert not np.array_equal(outputs, mixed_outputs)
 
 
-def test_a_query_alone_has_the_answer_that_it_has_among_others(learner, source, initial):
+def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, source, initial):
     """With the normalisation that is the default of every network of images."""
+    if entry.acts:
+        pytest.skip("an episode draws by its place among the others")
     task = task_of(sampled(source), 0)
     adapted, together = answers(learner, *initial)(task)
     ask = jax.jit(lambda inputs: answer(learner, adapted, inputs))
@@ -216,7 +226,7 @@ def test_rows_that_are_not_there_change_no_answer(entry, source, training, norm)
     if entry.acts:
         pytest.skip("an environment has no rows")
     learner = make(entry, norm=norm)
-    params, state = learner.init(KEY, task_of(sampled(training), 0))
+    params, state = jax.jit(learner.init)(KEY, task_of(sampled(training), 0))
     task, other = (task_of(sampled(source), i) for i in (0, 1))
     support, n = task.support, len(task.support.targets)
     padded = jmeta.Examples(
@@ -286,7 +296,7 @@ def test_tasks_of_which_a_part_is_not_there(entry):
     masked = episodes(ways=(2, WAYS), shots=(1, SHOTS))
     training = episodes(batch=16) if entry.pretrains else masked
     tasks = sampled(training)
-    params, state = learner.init(KEY, task_of(tasks, 0))
+    params, state = jax.jit(learner.init)(KEY, task_of(tasks, 0))
     loss = jax.jit(jax.value_and_grad(lambda p: learner.objective(KEY, p, state, tasks)[0]))
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(loss(params)))
     episode = sampled(masked, tasks=8)

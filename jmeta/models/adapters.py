@@ -191,7 +191,7 @@ def _averages_as_constants(state: dict[str, Any]) -> State:
 
 def _options(function: Callable[..., Any], takes: tuple[str, ...] = ("train", "mask")) -> Callable[..., dict[str, Any]]:
     """`train` and `mask` as keyword arguments of a function, as far as it has such parameters."""
-    known = [name for name in takes if name in inspect.signature(function).parameters]
+    known = tuple(name for name in takes if name in inspect.signature(function).parameters)
 
     def options(train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
         if mask is not None and "mask" not in known and state:

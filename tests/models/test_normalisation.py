@@ -53,11 +53,14 @@ class NnxNet(nnx.Module):
         self.body = nnx.Linear(3, 4, use_bias=False, param_dtype=float, rngs=rngs)
         average = {"momentum": KEPT, "epsilon": ε, "use_scale": False, "param_dtype": float}
         self.norm = nnx.BatchNorm(4, rngs=rngs, **average) if policy == "running" else TaskStatistics(4, rngs)
+        for average in nnx.iter_graph(self.norm):
+            if isinstance(average[1], nnx.BatchStat):  # NNX makes its averages in float32
+                average[1].set_value(average[1].get_value().astype(float))
         self.head = None if outputs is None else nnx.Linear(4, outputs, param_dtype=float, rngs=rngs)
         self.use_running_average = False
 
     def __call__(self, x):
-        with jax.numpy_dtype_promotion("standard"):  # NNX keeps its averages in float32
+        with jax.numpy_dtype_promotion("standard"):  # with a scale of no dtype NNX mixes float32 in
             x = self.norm(self.body(x), use_running_average=self.use_running_average)
         return x if self.head is None else self.head(x)
 
