@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jmeta
-from jmeta.checkpoint import latest_step, write_whole
+from jmeta.runs.checkpoint import latest_step, write_whole
 
 
 @functools.cache

@@ -14,11 +14,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from jmeta import checkpoint, cli, experiment
-from jmeta.data import DATA
-from jmeta.learners import LEARNERS
-from jmeta.models import MODELS
-from jmeta.runs import read_rows, read_train_state
+from jmeta import cli
+from jmeta.runs import checkpoint, settings
+from jmeta.runs.registry import DATA, LEARNERS, MODELS
+from jmeta.runs.run import read_rows, read_train_state
 
 TINY = ("--model", "mlp", "--ways", "3", "--queries", "2", "--steps", "5", "--tasks", "1")
 SINUSOID = ("--data", "sinusoid", "--tasks", "1")
@@ -264,7 +263,7 @@ def environment():
 
 
 def parameters(run):
-    like = experiment.resolve(**json.loads((run / "config.json").read_text()))
+    like = settings.resolve(**json.loads((run / "config.json").read_text()))
     train_state = read_train_state(run, like)
     assert int(train_state.step) == like.steps
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((train_state.params, train_state.optimizer_state))]

@@ -13,9 +13,10 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jmeta
-from jmeta import cli, experiment
-from jmeta.learners import LEARNERS
+from jmeta import cli
 from jmeta.models.networks import BatchNorm
+from jmeta.runs import settings
+from jmeta.runs.registry import LEARNERS
 
 KEY = jax.random.key(0)
 WAYS = 3
@@ -277,11 +278,11 @@ def test_a_run_from_before_there_was_a_dtype_is_one_in_float32(run, capsys):
 
 
 def test_a_setting_of_a_run():
-    config = experiment.resolve("maml", dtype="bfloat16")
-    assert experiment.resolve(**dataclasses.asdict(config)) == config
+    config = settings.resolve("maml", dtype="bfloat16")
+    assert settings.resolve(**dataclasses.asdict(config)) == config
     for wrong in ("int32", "float8"):
         with pytest.raises(jmeta.ConfigError, match=f"there is no dtype '{wrong}'.*float32, bfloat16"):
-            experiment.resolve(dtype=wrong)
+            settings.resolve(dtype=wrong)
 
 
 LOW = [jnp.bfloat16, jnp.float16]
@@ -356,8 +357,8 @@ def test_a_history_is_the_mean_of_all_its_steps():
 
 
 def test_a_policy_in_bfloat16_is_credited_in_float32():
-    from jmeta.envs import bandit
-    from jmeta.policy_gradient import step_mean
+    from jmeta.rl import bandit
+    from jmeta.rl.policy_gradients import step_mean
 
     alive = jnp.ones((1, 301), bool)
     assert step_mean(jnp.ones((1, 301), jnp.bfloat16), alive) == 1.0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta import checkpoint, experiment
+from jmeta.runs import checkpoint, settings
 
 pytestmark = pytest.mark.slow
 ROOT = Path(jmeta.__file__).parents[1]
@@ -44,7 +44,7 @@ def wait_for_rows(process, out, count):
 
 
 def leaves(out):
-    config = experiment.resolve(**json.loads((out / "config.json").read_text()))
+    config = settings.resolve(**json.loads((out / "config.json").read_text()))
     state = read_train_state(out, config)
     return int(state.step), [np.asarray(x).tobytes() for x in jax.tree.leaves((state.params, state.optimizer_state))]
 

@@ -24,21 +24,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 import jmeta
-from jmeta import experiment, plots
-from jmeta.checkpoint import latest_step, restore, save, write_whole
+from jmeta.cli.search import Search, search
 from jmeta.core import Examples, MetaLearner, Task, TaskSource
-from jmeta.data import DATA
 from jmeta.data.folders import read_images
-from jmeta.envs import Trajectory
+from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
-from jmeta.experiment import Config, check_seed
-from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
-from jmeta.models import MODELS
-from jmeta.models.text import TokenIds, hashed_text
-from jmeta.runs import Run, load, read_config, read_rows
-from jmeta.search import Search, search
-from jmeta.stopping import LOCK, Signals, only_writer, say
+from jmeta.rl import Trajectory
+from jmeta.runs import pictures, settings
+from jmeta.runs.checkpoint import latest_step, restore, save, write_whole
+from jmeta.runs.registry import DATA, LEARNERS, MODELS
+from jmeta.runs.run import Run, load, read_config, read_rows
+from jmeta.runs.settings import Config, check_seed
+from jmeta.runs.stopping import LOCK, Signals, only_writer, say
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
 # None stands for "not given", so that --resume can tell what was
@@ -208,9 +206,9 @@ def _interrupted(flags: Any) -> str:
 def train(flags: Train, signals: Signals) -> None:
     """`jmeta train`."""
     config = _config_of(flags)
-    source, validation = (experiment.make_source(config, split) for split in ("train", "validation"))
-    learner = experiment.make_learner(config, source)
-    train_state = experiment.begin(config, learner, source)
+    source, validation = (settings.make_source(config, split) for split in ("train", "validation"))
+    learner = settings.make_learner(config, source)
+    train_state = settings.begin(config, learner, source)
     with only_writer(flags.out):
         _config_of(flags)  # once more, as another process may have written while this one waited
         _train(flags, signals, config, source, validation, learner, train_state)
@@ -234,7 +232,7 @@ def _train(
 
     metric = DATA[config.data].metric
     key = jax.random.key(config.seed)
-    tester = experiment.make_learner(config, validation, inner_steps=config.test_inner_steps)
+    tester = settings.make_learner(config, validation, inner_steps=config.test_inner_steps)
     log_every = max(1, config.steps // 100)
     begin = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
     saving = threading.Lock()
@@ -275,7 +273,7 @@ def _train(
                         key,
                         learner,
                         source,
-                        optimizer=experiment.make_optimizer(config),
+                        optimizer=settings.make_optimizer(config),
                         steps=config.steps,
                         tasks=config.tasks,
                         log_every=log_every,
@@ -287,7 +285,7 @@ def _train(
                 anew = f"the run keeps what it had at step {error.step}, and its rates: train anew with another --out"
                 raise NonFiniteError(f"{str(error).rstrip('.')}; {anew}.", error.step, error.train_state) from error
     print(f"meta-training took {time.monotonic() - begin:.0f} s; evaluating on unseen tasks", file=sys.stderr)
-    plots.learning_curve(flags.out / "learning_curve.png", rows, metric.__name__)
+    pictures.learning_curve(flags.out / "learning_curve.png", rows, metric.__name__)
     _report(flags.out, config, train_state)
 
 
@@ -297,11 +295,11 @@ def _report(out: Path, config: Config, train_state: TrainState) -> None:
     result = Run(config, train_state).evaluate()
     write_whole(out / "result.json", _json(result, indent=2) + "\n")
     axis, results = _adaptation(config, train_state, result)
-    plots.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
+    pictures.adaptation_curve(out / "adaptation_curve.png", results, axis, metric.__name__)
     if LEARNERS[config.learner].acts:
         _trajectories(out, config, train_state, "test")
     table = _result_table(config, result)
-    source = experiment.make_source(config, "test")
+    source = settings.make_source(config, "test")
     inputs = jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs
     if metric is accuracy and config.shots and inputs.ndim == 4:
         pixels = evaluate(jax.random.key(1), jmeta.prototypical(jmeta.identity()), {}, {}, source, episodes=600)
@@ -330,12 +328,12 @@ def _adaptation(
 
 def _trajectories(out: Path, config: Config, train_state: TrainState, split: str) -> None:
     """Draws the episodes of four tasks before and after adaptation."""
-    source = experiment.make_source(config, split)
+    source = settings.make_source(config, split)
     sample_key, key = jax.random.split(jax.random.key(2))
     tasks = jax.vmap(source.sample, (0, None))(jax.random.split(sample_key, 4), source.data)
 
     def episodes(inner_steps: int) -> Trajectory:
-        learner = experiment.make_learner(config, source, inner_steps=inner_steps)
+        learner = settings.make_learner(config, source, inner_steps=inner_steps)
 
         def one_task(key: Key[Array, ""], task: Task) -> Trajectory:
             adapt_key, predict_key = jax.random.split(key)
@@ -346,7 +344,7 @@ def _trajectories(out: Path, config: Config, train_state: TrainState, split: str
         return jax.jit(jax.vmap(one_task))(jax.random.split(key, 4), tasks)
 
     after = episodes(max(1, config.test_inner_steps or 0))
-    plots.trajectories(out / "trajectories.png", tasks.support, episodes(0), after)
+    pictures.trajectories(out / "trajectories.png", tasks.support, episodes(0), after)
 
 
 def evaluate_run(flags: Evaluate) -> None:
@@ -361,7 +359,7 @@ def evaluate_run(flags: Evaluate) -> None:
     if LEARNERS[config.learner].acts and flags.inner_steps is None:
         metric = DATA[config.data].metric.__name__
         results = [result if steps == result["test_inner_steps"] else asked(inner_steps=steps) for steps in _UPDATES]
-        plots.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
+        pictures.adaptation_curve(flags.run / "adaptation_curve.png", results, "test_inner_steps", metric)
         _trajectories(flags.run, config, train_state, flags.split)
         result["by_inner_steps"] = [{name: r[name] for name in ("test_inner_steps", metric, "ci95")} for r in results]
     if flags.json:
@@ -398,7 +396,7 @@ def adapt_run(flags: Adapt) -> None:
         for file, p in zip(query.files, probabilities, strict=True)
     ]
     if flags.json:
-        print(_json({"predictions": rows, **experiment.protocol(config)}))
+        print(_json({"predictions": rows, **settings.protocol(config)}))
         return
     table = Table(Column("file", overflow="fold"), Column("class", overflow="fold"), "probability")
     for row in rows:
@@ -435,13 +433,13 @@ def _config_of(flags: Train) -> Config:
             not out.is_dir() or any(file.suffix != ".part" and file.name != LOCK for file in out.iterdir())
         ):
             raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
-        return experiment.resolve(**given)
+        return settings.resolve(**given)
     if not resume:
         raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
     stored = read_config(out)
     for name in {"options", "network"} & set(given):  # as values, which is how they were stored
         given[name] = getattr(
-            experiment.resolve(stored.learner, stored.data, model=stored.model, **{name: given[name]}), name
+            settings.resolve(stored.learner, stored.data, model=stored.model, **{name: given[name]}), name
         )
     for name, value in given.items():
         if value != getattr(stored, name):

@@ -16,21 +16,20 @@ from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
-from jmeta import plots
 from jmeta.adjoint import Adjoint, exact, first_order
-from jmeta.architecture import darts, genotype, random_genotype, search_tasks
-from jmeta.checkpoint import latest_step, restore, save, write_whole
 from jmeta.core import Model, TaskSource
-from jmeta.data import DATA
-from jmeta.errors import CheckpointError, ConfigError
-from jmeta.experiment import check_seed
+from jmeta.errors import CheckpointError, ConfigError, lookup
 from jmeta.learners.prototypical import prototypical
 from jmeta.losses import accuracy
 from jmeta.models.adapters import linen
-from jmeta.models.cells import CellNetwork, Genotype
 from jmeta.models.networks import Conv4
-from jmeta.registry import lookup
-from jmeta.stopping import LOCK, only_writer
+from jmeta.runs import pictures
+from jmeta.runs.checkpoint import latest_step, restore, save, write_whole
+from jmeta.runs.registry import DATA
+from jmeta.runs.settings import check_seed
+from jmeta.runs.stopping import LOCK, only_writer
+from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
+from jmeta.search.cells import CellNetwork, Genotype
 from jmeta.train import Metrics, TrainState, evaluate, fit, init
 
 ORDERS: Mapping[str, Callable[[], Adjoint]] = {"second order": exact, "first order": first_order}
@@ -98,7 +97,7 @@ def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
             results["networks"][name] = _train(flags, linen(module))
             _write(flags, results)
     for name, cells in chosen.items():
-        plots.cells(flags.out / f"{name.replace(' ', '_')}.png", cells)
+        pictures.cells(flags.out / f"{name.replace(' ', '_')}.png", cells)
     accuracies = {name: row["accuracy"] for name, row in results["networks"].items()}
     rivals = [value for name, value in accuracies.items() if name.startswith("random")]
     results["rank"] = {name: 1 + sum(value > accuracies[name] for value in rivals) for name in ORDERS}

@@ -13,7 +13,7 @@ from jmeta.bilevel import bilevel
 from jmeta.core import MetaLearner, Params, Task, TaskSource
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint
-from jmeta.models.cells import OPERATIONS, Edge, Genotype, edge_count
+from jmeta.search.cells import OPERATIONS, Edge, Genotype, edge_count
 from jmeta.tree import combine, partition, under
 
 # the paper's, without annealing
@@ -36,7 +36,7 @@ def darts(
 
     Args:
         learner: whose architecture is searched: its model has architecture parameters, as
-            `jmeta.models.CellNetwork(genotype=None)`. Prototypical networks, MAML, or a classifier.
+            `jmeta.search.CellNetwork(genotype=None)`. Prototypical networks, MAML, or a classifier.
         inner_optimizer: of the weights, ξ its rate; default the paper's, momentum at 0.025 without annealing.
         adjoint: `exact()` is the second-order search; `first_order()` takes ∇F at the weights as constants.
         architecture: a predicate on the path of a leaf of the parameters: which are θ.
@@ -51,7 +51,7 @@ def darts(
 
     Example:
         >>> import jax, jmeta, optax
-        >>> network = jmeta.models.CellNetwork(features=2, nodes=1, cells=("normal",))
+        >>> network = jmeta.search.CellNetwork(features=2, nodes=1, cells=("normal",))
         >>> learner = jmeta.darts(jmeta.prototypical(jmeta.linen(network)))
         >>> tasks = jmeta.search_tasks(jmeta.glyphs(queries=1), jmeta.glyphs(split="validation", queries=1))
         >>> found = jmeta.fit(jax.random.key(0), learner, tasks, steps=1, tasks=1, optimizer=optax.adam(3e-4))
@@ -134,7 +134,7 @@ def genotype(params: Params, *, skips: int | None = None, operations: Mapping[st
         operations: in the order of the parameters.
 
     Returns:
-        The genotype, which `jmeta.models.CellNetwork(genotype=...)` builds.
+        The genotype, which `jmeta.search.CellNetwork(genotype=...)` builds.
 
     Raises:
         ConfigError: `skips` is negative.

@@ -12,15 +12,15 @@ import jax
 import optax
 
 from jmeta.core import MetaLearner, TaskSource
-from jmeta.data import DATA
+from jmeta.runs.registry import DATA
 from jmeta.distances import DISTANCES
 from jmeta.errors import ConfigError, JmetaError, ModelError
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 from jmeta.losses import softmax_cross_entropy
-from jmeta.models import MODELS
+from jmeta.runs.registry import MODELS
 from jmeta.models.adapters import linen
 from jmeta.models.networks import Norm
-from jmeta.registry import lookup
+from jmeta.errors import lookup
 from jmeta.train import TrainState, init
 
 _BASE: Mapping[str, Any] = {
@@ -107,7 +107,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         ConfigError: a setting that has no meaning for the learner, the model or the data, or a value that cannot work.
 
     Example:
-        >>> from jmeta.experiment import resolve
+        >>> from jmeta.runs.settings import resolve
         >>> resolve("maml", "sinusoid", shots=5).inner_rate
         0.01
     """

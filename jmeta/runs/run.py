@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 
-from jmeta import experiment
-from jmeta.checkpoint import restore, save, write_whole
+from jmeta.runs import settings
+from jmeta.runs.checkpoint import restore, save, write_whole
 from jmeta.core import MetaLearner, Params, State, TaskSource
-from jmeta.data import DATA
+from jmeta.runs.registry import DATA
 from jmeta.errors import CheckpointError, ConfigError
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
-from jmeta.experiment import Config
+from jmeta.runs.settings import Config
 from jmeta.losses import softmax_cross_entropy
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
@@ -45,13 +45,13 @@ class Run:
     history: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def begin(cls, learner: str | None = None, data: str | None = None, **settings: Any) -> "Run":
+    def begin(cls, learner: str | None = None, data: str | None = None, **options: Any) -> "Run":
         """A run before its first meta-step.
 
         Args:
             learner: a name of the registry; default maml.
             data: a name of the registry; default glyphs.
-            settings: the flags of `jmeta train`, with underscores.
+            options: the flags of `jmeta train`, with underscores.
 
         Returns:
             The run.
@@ -60,9 +60,9 @@ class Run:
             UnknownNameError: a name is in no registry.
             ConfigError: a setting that has no meaning here, or a value that cannot work.
         """
-        config = experiment.resolve(learner, data, **settings)
-        source = experiment.make_source(config, "train")
-        return cls(config, experiment.begin(config, experiment.make_learner(config, source), source))
+        config = settings.resolve(learner, data, **options)
+        source = settings.make_source(config, "train")
+        return cls(config, settings.begin(config, settings.make_learner(config, source), source))
 
     @property
     def params(self) -> Params:
@@ -82,7 +82,7 @@ class Run:
 
     def learner_for(self, source: TaskSource, inner_steps: int | None = None) -> MetaLearner:
         """The learner with a network that fits some tasks, and other inner steps than in training."""
-        return experiment.make_learner(self.config, source, inner_steps=inner_steps)
+        return settings.make_learner(self.config, source, inner_steps=inner_steps)
 
     @property
     def learner(self) -> MetaLearner:
@@ -111,7 +111,7 @@ class Run:
             jax.random.key(config.seed),
             self.learner_for(source),
             source,
-            optimizer=experiment.make_optimizer(config),
+            optimizer=settings.make_optimizer(config),
             steps=config.steps,
             tasks=config.tasks,
             log_every=max(1, config.steps // 100),
@@ -140,7 +140,7 @@ class Run:
         metric = DATA[self.config.data].metric
         key, learner = jax.random.key(seed), self.learner_for(source, steps)
         result = evaluate(key, learner, self.params, self.state, source, episodes=episodes, metric=metric)
-        about = {**experiment.protocol(self.config), "test_inner_steps": steps, "seed": seed}
+        about = {**settings.protocol(self.config), "test_inner_steps": steps, "seed": seed}
         return {"split": split, "metric": metric.__name__, **result, **about}
 
     def classifier(self) -> FewShotClassifier:
@@ -202,7 +202,7 @@ def read_config(run: Path) -> Config:
     """The settings of a run folder; those of a run before version 0.2 with the network that it had."""
     try:
         stored = Config(**_today(json.loads((run / "config.json").read_text())))
-        return experiment.resolve(**dataclasses.asdict(stored))
+        return settings.resolve(**dataclasses.asdict(stored))
     except FileNotFoundError:
         raise CheckpointError(
             f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
@@ -237,9 +237,9 @@ def _today(stored: dict[str, Any]) -> dict[str, Any]:
 
 def read_train_state(run: Path, config: Config) -> TrainState:
     """The newest checkpoint of a run folder."""
-    source = experiment.make_source(config, "train")
-    learner = experiment.make_learner(config, source)
-    return restore(run / "checkpoint", jax.eval_shape(lambda: experiment.begin(config, learner, source)))
+    source = settings.make_source(config, "train")
+    learner = settings.make_learner(config, source)
+    return restore(run / "checkpoint", jax.eval_shape(lambda: settings.begin(config, learner, source)))
 
 
 def _hashable(config: Config) -> str:
@@ -248,4 +248,4 @@ def _hashable(config: Config) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _source(config: str, split: str, sizes: tuple[tuple[str, int], ...]) -> TaskSource:
-    return experiment.make_source(Config(**json.loads(config)), split, **dict(sizes))
+    return settings.make_source(Config(**json.loads(config)), split, **dict(sizes))
