@@ -24,7 +24,7 @@ from benchmarks.machine import environment
 from jmeta.compilation import compiled
 from jmeta.losses import accuracy
 from jmeta.runs import settings
-from jmeta.runs.registry import DATA, LEARNERS
+from jmeta.runs.registry import LEARNERS
 from jmeta.train import _run as run
 
 RESULTS = Path(__file__).parent / "results"
@@ -126,7 +126,7 @@ def measure(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     config, learner, optimizer = sized(steps)
     fitted = jmeta.fit(key, learner, source, optimizer=optimizer, steps=steps, tasks=config.tasks, log_every=10)
     tester = settings.make_learner(config, test, inner_steps=config.test_inner_steps)
-    metric = DATA[case.data].metric
+    metric = config.metric
     result = jmeta.evaluate(
         jax.random.key(1), tester, fitted.params, fitted.state, test, episodes=EPISODES, metric=metric
     )

@@ -1,6 +1,7 @@
 """Architecture search as meta-learning for architectures: DARTS, on the losses of any meta-learner."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +211,8 @@ def random_genotype(seed: int, nodes: int = 2, operations: Mapping[str, object] 
         return tuple((names[random.integers(len(names))], int(i)) for pair in inputs for i in pair)
 
     return Genotype(cell(), cell())
+
+
+def genotype_of(cells: Any) -> Genotype:
+    """A genotype from JSON, which has lists alone."""
+    return Genotype(*(tuple((str(name), int(i)) for name, i in cell) for cell in cells))
