@@ -236,13 +236,11 @@ def test_it_learns_waves_as_float32_does():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
-
+def run(tmp_path):
     def train(*flags):
         out = tmp_path / "run"
         data = ("--data", "sinusoid", "--tasks", "1", "--steps", "2")
-        cli.main(["train", *(() if "--resume" in flags else data), "--out", str(out), *flags])
+        cli.main(["train", *(() if "--resume" in flags else data), "--no-report", "--out", str(out), *flags])
         return out
 
     return train
@@ -252,7 +250,7 @@ def test_a_run_in_bfloat16_is_evaluated_and_resumed_as_one(run, capsys, monkeypa
     folder = run("--dtype", "bfloat16")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     made = []
-    monkeypatch.setattr("jmeta.runs.evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
+    monkeypatch.setattr("jmeta.runs.run.evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
     run("--resume")
     cli.main(["evaluate", str(folder), "--json"])
     assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"

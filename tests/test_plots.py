@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 def figure(monkeypatch):
     """The figure that is drawn upon."""
     drawn = Figure()
-    monkeypatch.setattr(plots, "_figure", lambda width, height: drawn)
+    monkeypatch.setattr(pictures, "_figure", lambda width, height: drawn)
     return drawn
 
 

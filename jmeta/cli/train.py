@@ -24,7 +24,7 @@ from jmeta.runs.loggers import LOGGERS
 from jmeta.runs.run import Run, read_config
 from jmeta.runs.settings import Config
 from jmeta.runs.stopping import LOCK, Signals, only_writer, say
-from jmeta.runs.training import on_resume, steps_within, train
+from jmeta.runs.training import on_resume, parts_of, resumed, steps_within, train
 
 # None stands for "not given", so that --resume can tell what was
 _OF_THE_LEARNER = "(default: that of data and learner)"
@@ -195,13 +195,17 @@ class Train:
         return config
 
     def _one(self, signals: Signals) -> Mapping[str, Any] | None:
-        config = self._resolved()
+        parts = parts_of(self._resolved())
         with only_writer(self.out):
-            config = self._resolved() if (self.out / "config.json").exists() else config  # as another may have written
-            if self.minutes is not None and not (self.out / "config.json").exists():
-                config = dataclasses.replace(config, steps=steps_within(config, self.minutes))
-                print(f"{config.steps} meta-steps fit into {self.minutes:g} minutes", file=sys.stderr)
+            if (self.out / "config.json").exists():  # which another process may have written while this one waited
+                parts = resumed(self.out, parts._replace(config=self._resolved()))
+            elif self.minutes is not None:
+                steps = steps_within(parts, self.minutes)
+                parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
+                print(f"{steps} meta-steps fit into {self.minutes:g} minutes", file=sys.stderr)
+            config = parts.config
             begun = time.monotonic()
+            loggers = [LOGGERS[name](self.out, config) for name in self.log]
             with progress() as bars:
                 bar = bars.add_task("meta-training", total=config.steps, completed=0, note="compiling")
 
@@ -212,9 +216,8 @@ class Train:
                     note = "  ".join([*parts, getattr(show, "last", "")])
                     bars.update(bar, completed=row["step"], note=note)
 
-                loggers = [show, *(LOGGERS[name](self.out, config) for name in self.log)]
                 stopped = partial(_stopped, self)
-                run = train(self.out, config, signals, loggers=loggers, stopped=stopped)
+                run = train(self.out, parts, signals, loggers=[show, *loggers], stopped=stopped)
             seconds = f"{time.monotonic() - begun:.0f} s"
             done = int(run.train_state.step)
             early = f" and ended at step {done} of {config.steps} by its patience" if done < config.steps else ""

@@ -104,7 +104,7 @@ def read_own(
 
 
 def divide(names: Sequence[str], seed: int) -> Division:
-    """Classes or groups divided at random: a fifth each to validation and test, but five where there are, the rest to training.
+    """Classes or groups divided at random: a fifth, or five, to each of validation and test, the rest to training.
 
     Args:
         names: what is divided.

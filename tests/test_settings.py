@@ -6,9 +6,9 @@ import jax
 import pytest
 
 import jmeta
-from jmeta.data import Entry as DataEntry
 from jmeta.errors import lookup
 from jmeta.runs import settings
+from jmeta.runs.entries import DataEntry
 from jmeta.runs.registry import DATA, LEARNERS, MODELS
 
 
@@ -44,7 +44,7 @@ def test_what_has_no_meaning_is_none():
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_resolved_config_resolves_to_itself(learner, data):
-    if LEARNERS[learner].acts != DATA[data].environment:
+    if LEARNERS[learner].acts != (DATA[data].kind == "environment"):
         with pytest.raises(jmeta.ConfigError, match=f"{data} is (no|an) environment, which {learner} cannot learn"):
             settings.resolve(learner, data)
         return
@@ -211,7 +211,7 @@ def test_entries_have_a_line_and_a_paper():
 
 
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if LEARNERS[name].acts])
-@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].environment])
+@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].kind == "environment"])
 def test_what_acts_begins_in_every_environment(learner, data):
     config = settings.resolve(learner, data, inner_steps=0)
     source = settings.make_source(config, "test")
