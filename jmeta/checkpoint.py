@@ -140,11 +140,11 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
     return jax.tree.map_with_path(lambda p, _: by_path[path_name(p)], wanted)[only]
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, content: str | bytes) -> None:
     """Replaces a file in one go, so that a kill or a full disk leaves the old one or the new one."""
     part = file.with_suffix(".part")
     try:
-        part.write_text(text)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(file)
     except OSError:
         part.unlink(missing_ok=True)
