@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmeta.errors import CheckpointError, ConfigError
+from jmeta.files import write_whole
 from jmeta.train import TrainState
 from jmeta.tree import path_name
 
@@ -138,17 +139,6 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
         return saved if isinstance(like, TrainState) else saved["tree"]
     by_path = {path_name(p): leaf for p, leaf in jax.tree.leaves_with_path(saved)}
     return jax.tree.map_with_path(lambda p, _: by_path[path_name(p)], wanted)[only]
-
-
-def write_whole(file: Path, content: str | bytes) -> None:
-    """Replaces a file in one go, so that a kill or a full disk leaves the old one or the new one."""
-    part = file.with_suffix(".part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _absolute(folder: str | Path) -> Path:

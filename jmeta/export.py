@@ -1,11 +1,10 @@
 """Answers without the code that found them: a program of StableHLO, and a sealed file that holds one."""
 
-import contextlib
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 from jax import export
 from jaxtyping import Array
 
-from jmeta.checkpoint import write_whole
 from jmeta.errors import CheckpointError, ModelError
+from jmeta.files import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 1
@@ -57,34 +56,18 @@ def exported(answer: Callable[[Array], Array], shape: Sequence[int], dtype: Any)
     return bytes(program.serialize())
 
 
-def answering(program: bytes) -> Callable[[Array], Array]:
-    """The function of a program that `exported` gave, compiled once for each number of inputs.
-
-    Raises:
-        ValueError: it is none, or one of a newer JAX.
-    """
-    return jax.jit(export.deserialize(bytearray(program)).call)
+def read_program(program: bytes) -> export.Exported:
+    """What `exported` gave, with its shapes; raises what JAX raises where it is none, or one of a newer JAX."""
+    return export.deserialize(bytearray(program))
 
 
-def write_sealed(file: str | Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Writes arrays and what is to be known of them as one `.npz`, sealed by a digest; the file is whole or not there.
-
-    Args:
-        file: where; a file of that name is replaced.
-        arrays: without Python objects.
-        about: what JSON can hold.
-
-    Raises:
-        CheckpointError: it cannot be written, and why.
-    """
-    content = {**arrays, "about": np.asarray(json.dumps({**about, "format": _FORMAT}))}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **content, digest=np.asarray(_digest(content)))
-    write_file(file, buffer.getvalue())
+def run_program(inputs: Array, *, program: bytes) -> Array:
+    """The answers of a program that `exported` gave."""
+    return read_program(program).call(inputs)
 
 
-def write_file(file: str | Path, content: bytes) -> None:
-    """Writes a file in one go.
+def write_bytes(file: str | Path, content: bytes) -> None:
+    """`write_whole` for a file that a user named.
 
     Raises:
         CheckpointError: it cannot be written, and why.
@@ -93,6 +76,34 @@ def write_file(file: str | Path, content: bytes) -> None:
         write_whole(Path(file).expanduser(), content)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be written ({error.strerror or error}); name another file.") from error
+
+
+def write_sealed(file: str | Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Writes arrays, and what is to be known of them, as one `.npz` with a digest.
+
+    Args:
+        file: where; a file of that name is replaced.
+        arrays: without Python objects.
+        about: what JSON can hold.
+
+    Raises:
+        CheckpointError: it cannot be written, and why.
+
+    Example:
+        >>> import numpy as np, os, tempfile
+        >>> from jmeta.export import read_sealed, write_sealed
+        >>> file = os.path.join(tempfile.mkdtemp(), "x.npz")
+        >>> write_sealed(file, {"x": np.arange(3)}, {})
+        >>> read_sealed(file)[0]["x"].tolist()
+        [0, 1, 2]
+    """
+    content: dict[str, Any] = {
+        **arrays,
+        "about": np.asarray(json.dumps({**about, "format": _FORMAT, "jmeta": version("jmeta")})),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **content, digest=np.asarray(_digest(content)))
+    write_bytes(file, buffer.getvalue())
 
 
 def read_sealed(file: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -112,13 +123,14 @@ def read_sealed(file: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror or error}); name a saved file.") from error
     arrays: dict[str, np.ndarray] = {}
-    # zip, NumPy and zlib raise errors of many kinds on what they did not write
-    with contextlib.suppress(ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError):
+    try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
+    except Exception:  # zip, zlib and NumPy raise errors of many kinds on bytes that they did not write
+        arrays = {}
     seal = arrays.pop("digest", np.asarray(""))
     if "about" not in arrays or str(seal) != _digest(arrays):
-        raise CheckpointError(f"{file} is damaged, or was not written by `save` of an estimator; save it anew.")
+        raise CheckpointError(f"{file} is damaged, or no file that jmeta saved; save it anew.")
     about = json.loads(str(arrays.pop("about")))
     if about["format"] > _FORMAT:
         raise CheckpointError(f"{file} was written by jmeta {about['jmeta']}; install that version or a newer one.")
