@@ -1,8 +1,8 @@
 """Adapting as people know it: `fit` on a support with labels of any kind, `predict` on as many queries as there are."""
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,7 +72,7 @@ class _FewShot:
             CheckpointError: the file cannot be written, and why.
         """
         program = np.frombuffer(self._program(), np.uint8)
-        about = {"estimator": type(self).__name__, "queries": self.queries, "transductive": self._is_transductive()}
+        about = {"estimator": type(self).__name__, "queries": self.queries, "transductive": self._transductive}
         write_sealed(file, {"program": program, **self._labels()}, about)
 
     @classmethod
@@ -99,8 +99,9 @@ class _FewShot:
                 f"{file} holds a program that jax {jax.__version__} cannot read; install a newer version."
             ) from error
         loaded = cls(None, (), (), queries=about["queries"])
-        loaded._answers_by(partial(run_program, program=program), np.zeros((1, *inputs.shape[1:]), inputs.dtype))
-        loaded._transductive = about["transductive"]
+        loaded._answers_by(
+            partial(run_program, program=program), np.zeros((1, *inputs.shape[1:]), inputs.dtype), about["transductive"]
+        )
         vars(loaded).update({f"{name}_": array for name, array in arrays.items()})
         return loaded
 
@@ -152,11 +153,11 @@ class _FewShot:
             )
         return self.learner
 
-    def _answers_by(self, answer: partial, support: np.ndarray) -> None:
+    def _answers_by(self, answer: partial, support: np.ndarray, transductive: bool | None = None) -> None:
         """From here on it is fitted: `answer` takes inputs of the support's shape last."""
         self._answer, self._support = answer, support
-        self._transductive: bool | None = None
         self.n_features_in_ = int(np.prod(support.shape[1:]))
+        self._transductive = self._is_transductive() if transductive is None else transductive
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -180,7 +181,7 @@ class _FewShot:
         if not np.can_cast(X.dtype, support.dtype, "same_kind"):
             raise DataError(f"X is {X.dtype}, and the support was {support.dtype}; give both as {X.dtype}.")
         X = X.astype(support.dtype)
-        if self._is_transductive():
+        if self._transductive:
             if len(X) < (self.queries or 2):
                 warnings.warn(
                     f"this model is transductive: an answer depends on the other queries, and of {len(X)} at once it "
@@ -196,13 +197,10 @@ class _FewShot:
         return compiled(self._answer.func)(*self._answer.args, inputs, **self._answer.keywords)
 
     def _is_transductive(self) -> bool:
-        """Whether the answer to the first input changes beside the others: measured once for each task."""
-        if self._transductive is None:
-            others = _padded(self._support, _bucket(len(self._support) + 1))
-            alone, beside = (self._run(x) for x in (jnp.broadcast_to(others[:1], others.shape), others))
-            same = np.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-5, equal_nan=True)
-            self._transductive = not same
-        return self._transductive
+        """Whether the answer to the first input changes beside the others."""
+        others = _padded(self._support, _bucket(len(self._support) + 1))
+        alone, beside = (self._run(x) for x in (jnp.broadcast_to(others[:1], others.shape), others))
+        return not np.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 class FewShotClassifier(_FewShot):
@@ -248,7 +246,7 @@ class FewShotClassifier(_FewShot):
         super().__init__(learner, params, state, seed=seed, queries=queries)
         self.temperature = temperature
 
-    def fit(self, X: Any, y: Sequence[Any] | np.ndarray, descriptions: Any = None) -> "FewShotClassifier":
+    def fit(self, X: Any, y: Any, descriptions: Any = None) -> "FewShotClassifier":
         """Adapts the learner to a support.
 
         Args:
@@ -294,7 +292,7 @@ class FewShotClassifier(_FewShot):
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def score(self, X: Any, y: Sequence[Any] | np.ndarray) -> float:
+    def score(self, X: Any, y: Any) -> float:
         """The share of inputs whose label is predicted."""
         return float((self.predict(X) == np.asarray(y)).mean())
 
@@ -400,11 +398,16 @@ def _outputs(key: Key[Array, ""], adapted: Adapted, inputs: Array, *, learner: M
 
 def _array(x: Any, name: str) -> np.ndarray:
     array = np.asarray(x)
+    if array.dtype.kind == "O":  # as a table of columns of several kinds has
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(np.float32)
     if array.dtype.kind not in "buif":
         raise DataError(f"{name} is {array.dtype}; give real numbers.")
     array = array.astype(np.float32) if array.dtype.kind == "f" or name == "y" else array
-    if not len(array):
-        raise DataError(f"{name} has no rows; give at least one.")
+    if array.ndim < (2 if name == "X" else 1):
+        raise DataError(f"{name} has shape {list(array.shape)}; give a row for each example, {name}[:, None].")
+    if not array.size:
+        raise DataError(f"{name} has shape {list(array.shape)}, which holds nothing; give at least one row and column.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{name} holds values that are not finite; remove or repair NaN and infinite values.")
     return array
