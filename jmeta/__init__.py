@@ -3,6 +3,7 @@
 from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
 from jmeta.architecture import darts, genotype, random_genotype, search_tasks
 from jmeta.bilevel import bilevel
+from jmeta.calibration import calibrate
 from jmeta.checkpoint import restore, save
 from jmeta.citations import citation
 from jmeta.compilation import compiler_options
@@ -63,7 +64,14 @@ from jmeta.learners.rl2 import rl2
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
-from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
+from jmeta.losses import (
+    Pooled,
+    accuracy,
+    expected_calibration_error,
+    mean_squared_error,
+    negative_log_likelihood,
+    softmax_cross_entropy,
+)
 from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv

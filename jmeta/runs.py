@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jmeta import experiment
+from jmeta.calibration import calibrate
 from jmeta.checkpoint import restore, save, write_whole
 from jmeta.core import MetaLearner, Params, State, TaskSource
 from jmeta.data import DATA
@@ -144,9 +145,15 @@ class Run:
         return {"split": split, "metric": metric.__name__, **result, **about}
 
     def classifier(self) -> FewShotClassifier:
-        """The run in the manner of scikit-learn, for tasks of your own."""
+        """The run in the manner of scikit-learn, for tasks of your own, calibrated on validation tasks."""
         asked = self.config.ways * self.config.queries if self.config.ways else None
-        return FewShotClassifier(self.learner, self.params, self.state, queries=asked)
+        return FewShotClassifier(self.learner, self.params, self.state, queries=asked, temperature=self.temperature)
+
+    @functools.cached_property
+    def temperature(self) -> float:
+        """At which its probabilities fit the run's validation tasks, see `jmeta.calibrate`; measured once."""
+        key, source = jax.random.key(0), self.source("validation")
+        return calibrate(key, self.learner, self.params, self.state, source, episodes=50)
 
     def regressor(self) -> FewShotRegressor:
         """The same for a run of regression."""

@@ -49,8 +49,9 @@ def test_every_learner_answers_in_a_program_of_any_number_of_inputs(name):
     network = {option: value for option, value in entry.network.items() if option == "context"}
     learner = entry.make(jmeta.linen(Tiny(None if entry.embedding else WAYS, **network)))
     support, queries = support_and_queries()
-    batch = jmeta.Examples(support.inputs, jnp.eye(10)[: len(support.inputs)]) if entry.pretrains else support
-    params, state = jax.jit(learner.init)(KEY, jmeta.Task(batch, batch))
+    batch = jmeta.Examples(support.inputs, jnp.eye(10)[: len(support.inputs)])
+    task = jmeta.Task((), batch) if entry.pretrains else jmeta.Task(support, support)
+    params, state = jax.jit(learner.init)(KEY, task)
     adapted = jax.jit(learner.adapt)(KEY, params, state, support)
     expected = jax.jit(learner.predict)(KEY, adapted, jnp.asarray(queries))
     program = read_program(exported(lambda x: learner.predict(KEY, adapted, x), SHAPE, np.float32))
