@@ -2,6 +2,7 @@
 
 from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
 from jmeta.bilevel import bilevel
+from jmeta.calibration import calibrate
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, embedded, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
@@ -57,7 +58,14 @@ from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
-from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
+from jmeta.losses import (
+    Pooled,
+    accuracy,
+    expected_calibration_error,
+    mean_squared_error,
+    negative_log_likelihood,
+    softmax_cross_entropy,
+)
 from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv

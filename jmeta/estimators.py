@@ -1,33 +1,56 @@
 """Adapting as people know it: `fit` on a support with labels of any kind, `predict` on as many queries as there are."""
 
+import contextlib
+import inspect
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jmeta.compilation import compiled
 from jmeta.core import Adapted, Examples, MetaLearner, Params, State
-from jmeta.errors import DataError, JmetaError, ModelError, NotFittedError, TransductiveWarning
+from jmeta.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    JmetaError,
+    ModelError,
+    NotFittedError,
+    TransductiveWarning,
+)
+from jmeta.export import exported, read_program, read_sealed, run_program, write_bytes, write_sealed
 from jmeta.masks import only
+from jmeta.tree import widened
+
+Estimator = TypeVar("Estimator", bound="_FewShot")
 
 
 class _FewShot:
     """What classifier and regressor share: parameters as scikit-learn has them, and one adapted task."""
 
+    _kind: str  # of estimator, as scikit-learn calls it
+
     def __init__(
-        self, learner: MetaLearner, params: Params, state: State, *, seed: int = 0, queries: int | None = None
+        self,
+        learner: MetaLearner | None,
+        params: Params,
+        state: State,
+        *,
+        seed: int = 0,
+        queries: int | None = None,
     ) -> None:
         self.learner, self.params, self.state, self.seed, self.queries = learner, params, state, seed, queries
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of the constructor."""
-        return {name: getattr(self, name) for name in ("learner", "params", "state", "seed", "queries")}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def set_params(self, **params: Any) -> "_FewShot":
+    def set_params(self: Estimator, **params: Any) -> Estimator:
         """Changes arguments of the constructor; `fit` again afterwards."""
         for name, value in params.items():
             if name not in self.get_params():
@@ -35,29 +58,130 @@ class _FewShot:
             setattr(self, name, value)
         return self
 
-    def _adapt(self, X: Any, targets: np.ndarray, descriptions: Any) -> None:
-        keys = jax.random.split(jax.random.key(self.seed))
-        self._predict_key, self._support = keys[1], X
-        self.n_features_in_ = int(np.prod(X.shape[1:]))
+    def save(self, file: str | Path) -> None:
+        """Writes what was adapted, so that `load` answers in a process that has neither learner nor network.
+
+        Args:
+            file: where, an `.npz` of plain arrays: the program of `export`, the labels and a digest. A file of that
+                name is replaced in one go.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ModelError: the network cannot be exported for any number of inputs.
+            DataError: labels that are neither text nor numbers.
+            CheckpointError: the file cannot be written, and why.
+        """
+        program = np.frombuffer(self._program(), np.uint8)
+        about = {"estimator": type(self).__name__, "queries": self.queries, "transductive": self._transductive}
+        write_sealed(file, {"program": program, **self._labels()}, about)
+
+    @classmethod
+    def load(cls: type[Estimator], file: str | Path) -> Estimator:
+        """Reads what `save` wrote.
+
+        Args:
+            file: as given to `save`.
+
+        Returns:
+            An estimator that answers as the saved one did; it cannot `fit`, as the learner is not in the file.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged or another's, or this JAX cannot read its program.
+        """
+        arrays, about = read_sealed(file)
+        if about.get("estimator") != cls.__name__:
+            raise CheckpointError(f"{file} holds no {cls.__name__}; read it by {about.get('estimator')}.load.")
+        program = arrays.pop("program").tobytes()
+        try:
+            (inputs,) = read_program(program).in_avals
+        except Exception as error:  # of a newer JAX, whose files may have any form
+            raise CheckpointError(
+                f"{file} holds a program that jax {jax.__version__} cannot read; install a newer version."
+            ) from error
+        loaded = cls(None, (), (), queries=about["queries"])
+        loaded._answers_by(
+            partial(run_program, program=program), np.zeros((1, *inputs.shape[1:]), inputs.dtype), about["transductive"]
+        )
+        vars(loaded).update({f"{name}_": array for name, array in arrays.items()})
+        return loaded
+
+    def export(self, file: str | Path) -> None:
+        """Writes the answers as StableHLO for CPU, CUDA and TPU, which needs JAX alone to run.
+
+        `jax.export.deserialize(bytearray(content)).call(X)` takes any number of inputs of the support's shape and type,
+        and gives what `predict_proba` gives, of a regressor `predict`. What was adapted is inside.
+
+        Args:
+            file: where; a file of that name is replaced in one go.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ModelError: the network cannot be exported for any number of inputs.
+            CheckpointError: the file cannot be written, and why.
+        """
+        write_bytes(file, self._program())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_answer")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, RegressorTags, Tags, TargetTags
+
+        of_kind = {
+            "classifier": {"classifier_tags": ClassifierTags()},
+            "regressor": {"regressor_tags": RegressorTags()},
+        }
+        return Tags(estimator_type=self._kind, target_tags=TargetTags(required=True), **of_kind[self._kind])
+
+    def _adapt(self, X: np.ndarray, targets: np.ndarray, descriptions: Any) -> tuple[Key[Array, ""], Adapted]:
+        """The key of the answers, and the learner adapted to a support."""
+        adapt_key, predict_key = jax.random.split(jax.random.key(self.seed))
         padded = _bucket(len(X))
         support = Examples(_padded(X, padded), _padded(targets, padded), descriptions, jnp.arange(padded) < len(X))
+        learner = self._learner()
         try:
-            jax.eval_shape(self.learner.adapt, keys[0], self.params, self.state, support)
+            jax.eval_shape(learner.adapt, adapt_key, self.params, self.state, support)
         except ModelError:  # a network or a loss of the user's own that takes no mask; what else is wrong is told below
             support = Examples(jnp.asarray(X), jnp.asarray(targets), descriptions)
-        self._adapted = compiled(_adapt)(keys[0], self.params, self.state, support, learner=self.learner)
-        self._transductive: bool | None = None
+        return predict_key, compiled(_adapt)(adapt_key, self.params, self.state, support, learner=learner)
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        if not hasattr(self, "_adapted"):
-            raise NotFittedError(f"this {type(self).__name__} has no task yet; call fit(X, y) on its support first.")
-        X = _array(X, "X")
-        if X.shape[1:] != self._support.shape[1:]:
-            raise DataError(
-                f"X has rows of shape {list(X.shape[1:])}, and the support has {list(self._support.shape[1:])}; give "
-                "queries of the same shape."
+    def _learner(self) -> MetaLearner:
+        if self.learner is None:
+            raise ModelError(
+                f"this {type(self).__name__} is adapted already and was loaded without its learner; fit the one that "
+                "was saved, or that of a run: jmeta.load(folder).classifier()."
             )
-        if self._is_transductive(X):
+        return self.learner
+
+    def _answers_by(self, answer: partial, support: np.ndarray, transductive: bool | None = None) -> None:
+        """From here on it is fitted: `answer` takes inputs of the support's shape last."""
+        self._answer, self._support = answer, support
+        self.n_features_in_ = int(np.prod(support.shape[1:]))
+        self._transductive = self._is_transductive() if transductive is None else transductive
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} has no task yet; call fit(X, y) on its support first.")
+
+    def _program(self) -> bytes:
+        self._check_fitted()
+        return exported(self._answer, self._support.shape[1:], self._support.dtype)
+
+    def _labels(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _answers(self, X: Any) -> np.ndarray:
+        self._check_fitted()
+        X, support = _array(X, "X"), self._support
+        if X.shape[1:] != support.shape[1:]:
+            raise DataError(
+                f"X has rows of shape {list(X.shape[1:])}, and the support has {list(support.shape[1:])}; give queries "
+                "of the same shape."
+            )
+        if not np.can_cast(X.dtype, support.dtype, "same_kind"):
+            raise DataError(f"X is {X.dtype}, and the support was {support.dtype}; give both as {X.dtype}.")
+        X = X.astype(support.dtype)
+        if self._transductive:
             if len(X) < (self.queries or 2):
                 warnings.warn(
                     f"this model is transductive: an answer depends on the other queries, and of {len(X)} at once it "
@@ -70,16 +194,13 @@ class _FewShot:
         return np.asarray(self._run(_padded(X, _bucket(len(X)))))[: len(X)]
 
     def _run(self, inputs: Array) -> Array:
-        return compiled(_predict)(self._predict_key, self._adapted, inputs, learner=self.learner)
+        return compiled(self._answer.func)(*self._answer.args, inputs, **self._answer.keywords)
 
-    def _is_transductive(self, X: np.ndarray) -> bool:
-        """Whether the answer to the first query changes beside the support: measured once for each task."""
-        if self._transductive is None:
-            first, others = X[:1], self._support
-            alone, beside = (self._run(jnp.asarray(x)) for x in (first, np.concatenate([first, others])))
-            same = np.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-5, equal_nan=True)
-            self._transductive = not same
-        return self._transductive
+    def _is_transductive(self) -> bool:
+        """Whether the answer to the first input changes beside the others."""
+        others = _padded(self._support, _bucket(len(self._support) + 1))
+        alone, beside = (self._run(x) for x in (jnp.broadcast_to(others[:1], others.shape), others))
+        return not np.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 class FewShotClassifier(_FewShot):
@@ -91,6 +212,7 @@ class FewShotClassifier(_FewShot):
         state: the learner's state.
         seed: of what is random in adaptation.
         queries: how many queries at once the learner was evaluated with, for the warning below. Default: unknown.
+        temperature: T of the probabilities softmax(logits / T), as `jmeta.calibrate` finds it.
 
     Attributes:
         classes_: `[classes]`, the sorted distinct labels, after `fit`.
@@ -105,9 +227,26 @@ class FewShotClassifier(_FewShot):
         >>> classifier = jmeta.FewShotClassifier(jmeta.prototypical(jmeta.identity()), {}, {})
         >>> classifier.fit(x, ["near", "near", "far"]).predict(x[:1] + 1.0).tolist()
         ['near']
+
+    Reference: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
     """
 
-    def fit(self, X: Any, y: Sequence[Any] | np.ndarray, descriptions: Any = None) -> "FewShotClassifier":
+    _kind = "classifier"
+
+    def __init__(
+        self,
+        learner: MetaLearner | None,
+        params: Params,
+        state: State,
+        *,
+        seed: int = 0,
+        queries: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(learner, params, state, seed=seed, queries=queries)
+        self.temperature = temperature
+
+    def fit(self, X: Any, y: Any, descriptions: Any = None) -> "FewShotClassifier":
         """Adapts the learner to a support.
 
         Args:
@@ -121,37 +260,53 @@ class FewShotClassifier(_FewShot):
         Raises:
             DataError: labels and inputs of different length, values that are not finite, or more classes than the
                 outputs of a learner with a head of fixed width.
+            ConfigError: a temperature that is not positive.
+            ModelError: it was loaded from a file, without its learner.
         """
         X, y = _array(X, "X"), np.asarray(y)
         if y.ndim != 1 or len(X) != len(y):
             raise DataError(f"there are {len(X)} inputs and labels of shape {list(y.shape)}; give one label for each.")
-        self.classes_, index = np.unique(y, return_inverse=True)
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise DataError("y holds labels that are not finite; remove or repair NaN and infinite values.")
+        if not 0.0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; give a positive number.")
+        try:
+            classes, index = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise DataError("y holds labels that cannot be sorted; give all as text or all as numbers.") from error
         described = () if descriptions is None else jax.tree.map(jnp.asarray, descriptions)
-        ways = self._ways(X, len(self.classes_), described)
-        self._present = jnp.arange(ways) < len(self.classes_)
-        self._adapt(X, np.eye(ways, dtype=np.float32)[index], described)
+        learner, ways = self._learner(), self._ways(X, len(classes), described)
+        key, adapted = self._adapt(X, np.eye(ways, dtype=np.float32)[index], described)
+        present, temperature = jnp.arange(ways) < len(classes), jnp.asarray(self.temperature, jnp.float32)
+        self.classes_ = classes
+        answer = partial(_probabilities, key, adapted, present, temperature, learner=learner, classes=len(classes))
+        self._answers_by(answer, X)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probability of each class, `[n, classes]`, in the order of `classes_`."""
-        logits = only(self._present, jnp.asarray(self._outputs(X))) if hasattr(self, "_adapted") else self._outputs(X)
-        return np.asarray(jax.nn.softmax(logits[:, : len(self.classes_)], axis=1))
+        return self._answers(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each input, `[n]`."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def score(self, X: Any, y: Sequence[Any] | np.ndarray) -> float:
+    def score(self, X: Any, y: Any) -> float:
         """The share of inputs whose label is predicted."""
         return float((self.predict(X) == np.asarray(y)).mean())
+
+    def _labels(self) -> dict[str, np.ndarray]:
+        if self.classes_.dtype.hasobject and not all(isinstance(c, str | int | float) for c in self.classes_):
+            raise DataError(f"labels as {self.classes_[0]!r} cannot be saved; give text or numbers.")
+        return {"classes": np.asarray(self.classes_.tolist()) if self.classes_.dtype.hasobject else self.classes_}
 
     def _ways(self, X: np.ndarray, classes: int, descriptions: Any) -> int:
         """The number of classes, or that of the outputs of a head that has more."""
 
         def fits(ways: int) -> Any:
             support = Examples(jnp.asarray(X[:1]), jnp.zeros((1, ways)), descriptions)
-            return jax.eval_shape(self.learner.adapt, jax.random.key(0), self.params, self.state, support)
+            return jax.eval_shape(self._learner().adapt, jax.random.key(0), self.params, self.state, support)
 
         try:
             fits(classes)
@@ -195,19 +350,21 @@ class FewShotRegressor(_FewShot):
         (3,)
     """
 
+    _kind = "regressor"
+
     def fit(self, X: Any, y: Any) -> "FewShotRegressor":
         """Adapts the learner to a support: X `[n, ...]`, y `[n]` or `[n, outputs]`."""
         X, y = _array(X, "X"), _array(y, "y")
         if len(X) != len(y):
             raise DataError(f"there are {len(X)} inputs and {len(y)} targets; give one target for each input.")
-        self._flat = y.ndim == 1
-        self._adapt(X, y[:, None] if self._flat else y, ())
+        learner, flat = self._learner(), y.ndim == 1
+        key, adapted = self._adapt(X, y[:, None] if flat else y, ())
+        self._answers_by(partial(_outputs, key, adapted, learner=learner, flat=flat), X)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
         """The outputs, of the shape that y had in `fit`."""
-        outputs = self._outputs(X)
-        return outputs[:, 0] if self._flat else outputs
+        return self._answers(X)
 
     def score(self, X: Any, y: Any) -> float:
         """R², the share of the variance of y that is predicted."""
@@ -219,17 +376,38 @@ def _adapt(key: Key[Array, ""], params: Params, state: State, support: Examples,
     return learner.adapt(key, params, state, support)
 
 
-def _predict(key: Key[Array, ""], adapted: Adapted, inputs: Array, *, learner: MetaLearner) -> Array:
-    return learner.predict(key, adapted, inputs)
+def _probabilities(
+    key: Key[Array, ""],
+    adapted: Adapted,
+    present: Bool[Array, "ways"],
+    temperature: Float[Array, ""],
+    inputs: Array,
+    *,
+    learner: MetaLearner,
+    classes: int,
+) -> Float[Array, "n classes"]:
+    logits = widened(learner.predict(key, adapted, inputs))
+    logits = only(present, logits / temperature.astype(logits.dtype))
+    return jax.nn.softmax(logits[:, :classes], axis=1)
+
+
+def _outputs(key: Key[Array, ""], adapted: Adapted, inputs: Array, *, learner: MetaLearner, flat: bool) -> Array:
+    outputs = learner.predict(key, adapted, inputs)
+    return outputs[:, 0] if flat else outputs
 
 
 def _array(x: Any, name: str) -> np.ndarray:
     array = np.asarray(x)
+    if array.dtype.kind == "O":  # as a table of columns of several kinds has
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(np.float32)
     if array.dtype.kind not in "buif":
         raise DataError(f"{name} is {array.dtype}; give real numbers.")
     array = array.astype(np.float32) if array.dtype.kind == "f" or name == "y" else array
-    if not len(array):
-        raise DataError(f"{name} has no rows; give at least one.")
+    if array.ndim < (2 if name == "X" else 1):
+        raise DataError(f"{name} has shape {list(array.shape)}; give a row for each example, {name}[:, None].")
+    if not array.size:
+        raise DataError(f"{name} has shape {list(array.shape)}, which holds nothing; give at least one row and column.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{name} holds values that are not finite; remove or repair NaN and infinite values.")
     return array

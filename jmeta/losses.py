@@ -1,8 +1,13 @@
-"""Losses of one task: outputs and targets of the same shape in, a scalar of at least 32 bits out."""
+"""Losses and metrics of one task: outputs and targets of the same shape in, a scalar of at least 32 bits out."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jmeta.core import Examples, Mask, check_examples
 from jmeta.errors import ModelError
@@ -91,6 +96,102 @@ def accuracy(outputs: Float[Array, "..."], targets: Float[Array, "n ways"], mask
     right = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)) & labelled
     share = right.sum(dtype=outputs.dtype) / jnp.maximum(labelled.sum(dtype=outputs.dtype), 1.0)
     return jnp.where(jnp.isfinite(outputs).all(), share, jnp.nan)  # the largest of NaN would be class 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+    """A metric of all queries of all episodes together, where a mean of one number a task would be another number.
+
+    summary(mean over the episodes of statistics); called with the outputs of one task it is that of this task alone.
+
+    Args:
+        statistics: `(outputs, targets, mask=None)` -> arrays that are averaged over the episodes: sums, so that an
+            episode counts by its queries.
+        summary: means of the statistics, as NumPy arrays -> scalar.
+        name: in results. Default: that of `statistics`.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> def squares(outputs, targets, mask=None):
+        ...     return jnp.square(outputs - targets).mean()
+        >>> root_mean_square = jmeta.Pooled(squares, lambda mean: mean**0.5)
+        >>> float(root_mean_square(jnp.zeros((4, 1)), 2 * jnp.ones((4, 1))))
+        2.0
+    """
+
+    statistics: Callable[..., PyTree]
+    summary: Callable[[PyTree], Any]
+    name: str = ""
+
+    @property
+    def __name__(self) -> str:
+        """As a function has it."""
+        return self.name or self.statistics.__name__
+
+    def __call__(self, outputs: PyTree, targets: PyTree, mask: Mask = None) -> Any:
+        """The metric of one set of outputs."""
+        given = {} if mask is None else {"mask": mask}
+        return self.summary(self.statistics(outputs, targets, **given))
+
+
+def negative_log_likelihood(
+    outputs: Float[Array, "..."], targets: Float[Array, "n ways"], mask: Mask = None
+) -> Float[Array, ""]:
+    """−log softmax(outputs) of the target class, the mean over examples: `jmeta.softmax_cross_entropy` as a metric.
+
+    Args:
+        outputs: `[n, ways]` logits.
+        targets: `[n, ways]` one-hot; a row of zeros does not count.
+        mask: `[n]`, which rows are there. Default: all.
+
+    Returns:
+        The mean; log(ways) is that of who knows nothing.
+
+    Raises:
+        ModelError: the outputs do not have the shape of the targets.
+
+    Example:
+        >>> import jax.numpy as jnp, jmeta
+        >>> float(jmeta.negative_log_likelihood(jnp.zeros((3, 2)), jnp.eye(3, 2))).__round__(4)
+        0.6931
+    """
+    return softmax_cross_entropy(outputs, targets, mask)
+
+
+_BINS = 15
+
+
+def _gaps(outputs: Float[Array, "..."], targets: Float[Array, "n ways"], mask: Mask = None) -> dict[str, Array]:
+    """Of the examples in each bin the sum of confidence − rightness, and the number of all examples."""
+    _check_shape(outputs, targets)
+    outputs, targets = widened((outputs, targets))
+    labelled = targets.any(axis=-1) if mask is None else targets.any(axis=-1) & mask
+    probabilities = jax.nn.softmax(outputs, axis=-1)
+    confidence = probabilities.max(axis=-1)
+    right = (outputs.argmax(axis=-1) == targets.argmax(axis=-1)).astype(confidence.dtype)
+    bins = jnp.clip(jnp.ceil(confidence * _BINS) - 1, 0, _BINS - 1).astype(jnp.int32)
+    there = labelled.astype(confidence.dtype)
+    return {"gaps": jax.nn.one_hot(bins, _BINS, dtype=there.dtype).T @ (there * (confidence - right)), "n": there.sum()}
+
+
+def _mean_gap(statistics: Mapping[str, Any]) -> Any:
+    return abs(statistics["gaps"]).sum() / statistics["n"]
+
+
+expected_calibration_error = Pooled(_gaps, _mean_gap, "expected_calibration_error")
+"""Σ over 15 bins of equal width of |Σ over the queries in the bin of (confidence − right)| / n.
+
+The confidence of an answer is its probability, softmax(outputs) of the largest output: a query is right as often as it
+is sure where the error is 0. `jmeta.evaluate` takes all queries of all episodes together, as few queries would never
+look calibrated.
+
+Example:
+    >>> import jax.numpy as jnp, jmeta
+    >>> float(jmeta.expected_calibration_error(jnp.zeros((2, 2)), jnp.eye(2)))  # half sure, half right
+    0.0
+
+Reference: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3, https://arxiv.org/abs/1706.04599.
+"""
 
 
 def _check_shape(outputs: Array, targets: Array) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,11 @@ from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, JmetaError, ModelError, NonFiniteError
 from jmeta.inner import descend
-from jmeta.losses import accuracy
+from jmeta.losses import Pooled, accuracy, expected_calibration_error, negative_log_likelihood
 from jmeta.tree import path_name, widened
 
 Metrics = Mapping[str, Any]
-Metric = Callable[[PyTree, PyTree], Float[Array, ""]]
+Metric = Callable[..., Any]
 
 
 class TrainState(NamedTuple):
@@ -476,15 +477,17 @@ def evaluate(
         source: where test tasks come from.
         episodes: number of tasks; 600 is the custom of the field.
         task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
-        metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`. Several at once: a
-            dict of them, or one that gives a dict of scalars.
+        metric: `(outputs, targets) -> scalar`, one value for each task, or a `jmeta.Pooled`; default `jmeta.accuracy`,
+            which brings `jmeta.negative_log_likelihood` and `jmeta.expected_calibration_error` with it. Several at
+            once: a dict of them, or one that gives a dict of scalars.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
         and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
-        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. Of several metrics each
-        has its own interval, `"accuracy_ci95"`, and its own `"accuracy_alone"`.
+        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. What accuracy brings with
+        it, and each of several metrics, has its own interval, `"negative_log_likelihood_ci95"`, and its own
+        `"negative_log_likelihood_alone"`.
 
     Raises:
         ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
@@ -502,32 +505,23 @@ def evaluate(
         >>> sorted(result)
         ['ci95', 'episodes', 'mean_squared_error', 'queries', 'shots', 'transductive']
     """
-    _check_counts(episodes=episodes, task_chunk=task_chunk)
     if episodes < 2:
         raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
-    _check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
-    task = jax.eval_shape(source.sample, key, source.data)
-    check_task(task)
-    chunk = min(episodes, task_chunk or _default_chunk(task, 32))
-    arguments = (key, params, state, source.data)
-    static = {"learner": learner, "sample": source.sample}
-    # Tracing tells what does not fit before anything compiles.
-    metrics = (
-        tuple(metric.items()) if isinstance(metric, Mapping) else ((getattr(metric, "__name__", "metric"), metric),)
-    )
+    main = getattr(metric, "__name__", "metric")
+    metrics: dict[str, Metric] = dict(metric) if isinstance(metric, Mapping) else {main: metric}
+    if metric is accuracy:  # of a classifier it is reported as well how sure it is
+        metrics |= {one.__name__: one for one in (negative_log_likelihood, expected_calibration_error)}
+    asked = partial(per_episode, key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
 
-    def intervals(alone: bool) -> dict[str, tuple[float, float]]:
-        size = {"episodes": episodes, "chunk": chunk, "metrics": metrics, "alone": alone}
-        return {name: _interval(values) for name, values in compiled(_evaluate)(*arguments, **static, **size).items()}
+    def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:
+        return {name: _interval(value, getattr(metrics.get(name), "summary", _same)) for name, value in values.items()}
 
-    means = intervals(alone=False)
-    single = list(means) == [name for name, _ in metrics] and not isinstance(metric, Mapping)
     results: dict[str, Any] = {}
-    for name, (mean, half_width) in means.items():
-        results |= {name: mean, "ci95" if single else f"{name}_ci95": half_width}
-    transductive = bool(compiled(_transductive)(*arguments, **static))
-    for name, (mean, half_width) in intervals(alone=True).items() if transductive else ():
-        alone = "alone" if single else f"{name}_alone"
+    for name, (mean, half_width) in intervals(asked()).items():
+        results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
+    transductive = bool(compiled(_transductive)(key, params, state, source.data, learner=learner, sample=source.sample))
+    for name, (mean, half_width) in intervals(asked(alone=True)).items() if transductive else ():
+        alone = "alone" if name == main else f"{name}_alone"
         results |= {alone: mean, f"{alone}_ci95": half_width}
     return {
         **results,
@@ -537,10 +531,71 @@ def evaluate(
     }
 
 
-def _interval(values: Array) -> tuple[float, float]:
-    """The mean over episodes, and half the width of its 95 % interval."""
-    x = np.asarray(values, np.float64)
-    return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x)))
+def per_episode(
+    key: Key[Array, ""],
+    learner: MetaLearner,
+    params: Params,
+    state: State,
+    source: TaskSource,
+    metrics: Mapping[str, Metric],
+    *,
+    episodes: int,
+    task_chunk: int | None = None,
+    alone: bool = False,
+) -> dict[str, PyTree]:
+    """What `evaluate` averages.
+
+    Args:
+        key: as in `evaluate`.
+        learner: as in `evaluate`.
+        params: as in `evaluate`.
+        state: as in `evaluate`.
+        source: as in `evaluate`.
+        metrics: of each task, by name; of a `jmeta.Pooled` its statistics.
+        episodes: number of tasks.
+        task_chunk: as in `evaluate`.
+        alone: whether a query is asked alone, a few of each task.
+
+    Returns:
+        The values of each metric `[episodes, ...]`.
+
+    Raises:
+        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
+        ConfigError: a metric that cannot be compiled.
+    """
+    _check_counts(episodes=episodes, task_chunk=task_chunk)
+    _check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
+    task = jax.eval_shape(source.sample, key, source.data)
+    check_task(task)
+    return compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
+        key,
+        params,
+        state,
+        source.data,
+        learner=learner,
+        sample=source.sample,
+        episodes=episodes,
+        chunk=min(episodes, task_chunk or _default_chunk(task, 32)),
+        metrics=tuple(metrics.items()),
+        alone=alone,
+    )
+
+
+def _same(mean: Any) -> Any:
+    return mean
+
+
+def _interval(values: PyTree, summary: Callable[[PyTree], Any]) -> tuple[float, float]:
+    """The summary of the mean over episodes, and half the width of its 95 % interval, by the jackknife.
+
+    An episode at a time is left out; of a plain mean that gives s / √n to the last digit.
+    """
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.asarray(x, np.float64), values))
+    n, means = len(leaves[0]), [x.mean(axis=0) for x in leaves]
+    without = [mean - (x - mean) / (n - 1) for x, mean in zip(leaves, means, strict=True)]
+    left = np.asarray([float(summary(jax.tree.unflatten(tree, [x[i] for x in without]))) for i in range(n)])
+    error = np.sqrt((n - 1) / n * np.square(left - left.mean()).sum())
+    return float(summary(jax.tree.unflatten(tree, means))), float(1.96 * error)
 
 
 _ALONE = 5  # queries of an episode that are asked alone; one by one they cost as much as all together
@@ -558,8 +613,8 @@ def _evaluate(
     chunk: int,
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
-) -> dict[str, Float[Array, "episodes"]]:
-    def episode(key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
+) -> dict[str, PyTree]:
+    def episode(key: Key[Array, ""]) -> dict[str, PyTree]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
@@ -579,23 +634,25 @@ def _evaluate(
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
 
 
-def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, Array]:
+def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, PyTree]:
     """Each metric of one task by its name; one that gives a dict gives several."""
-    values: dict[str, Array] = {}
+    values: dict[str, PyTree] = {}
     for name, metric in metrics:
+        pooled = isinstance(metric, Pooled)
         try:
-            value = measured(metric, outputs, query)
+            value = measured(metric.statistics if isinstance(metric, Pooled) else metric, outputs, query)
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ConfigError(
                 f"the metric {name!r} cannot be compiled: it uses NumPy, float() or an `if` on values; write it with "
                 "jax.numpy, and jnp.where for the `if`."
             ) from error
-        values |= value if isinstance(value, Mapping) else {name: value}
-    for name, value in values.items():
-        if jnp.shape(value) != ():
-            raise ModelError(
-                f"the metric {name!r} has shape {list(jnp.shape(value))}; give one number for a task: take the mean."
-            )
+        new = value if isinstance(value, Mapping) and not pooled else {name: value}
+        for part, x in new.items() if not pooled else ():
+            if jnp.shape(x) != ():
+                raise ModelError(
+                    f"the metric {part!r} has shape {list(jnp.shape(x))}; give one number for a task: take the mean."
+                )
+        values |= new
     return values
 
 

@@ -20,7 +20,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"data", "models"},
     {"learners"},
     {"rl", "search"},
-    {"estimators", "export"},
+    {"calibration", "estimators", "export"},
     {"runs"},
     {"cli"},
 ]

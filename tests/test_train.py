@@ -333,6 +333,7 @@ def test_evaluate_reports_mean_interval_and_protocol():
     assert {k: result[k] for k in ("episodes", "ways", "shots", "queries")} == {
         "episodes": 20, "ways": 3, "shots": 1, "queries": 2
     }  # fmt: skip
+    assert {"negative_log_likelihood_ci95", "expected_calibration_error_ci95"} < set(result)
     chunked = jmeta.evaluate(KEY, learner, fitted.params, fitted.state, source, episodes=20, task_chunk=7)
     np.testing.assert_allclose(chunked["accuracy"], result["accuracy"], atol=1e-6)
 

@@ -103,7 +103,8 @@ class _Block(nn.Module):
         attention = nn.MultiHeadDotProductAttention(self.heads)
         # where nothing is labelled, attention to nothing is not a number: then to everything, which is all zeros
         mask = (labelled | ~labelled.any())[None, None]
-        x = tokens + attention(norm(tokens), norm(context), mask=jnp.broadcast_to(mask, (1, len(tokens), len(context))))
+        mask = jnp.broadcast_to(mask, (1, tokens.shape[0], context.shape[0]))
+        x = tokens + attention(norm(tokens), norm(context), mask=mask)
         return x + nn.Dense(width)(nn.gelu(nn.Dense(2 * width)(nn.LayerNorm()(x))))
 
 

@@ -57,7 +57,7 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries ... features"]) -> Array:
         params, classes, present = adapted.params
-        shape = (len(z), *classes.shape)
+        shape = (z.shape[0], *classes.shape)
         pairs = jnp.concatenate([jnp.broadcast_to(z[:, None], shape), jnp.broadcast_to(classes[None], shape)], axis=-1)
         pairs = pairs.reshape(-1, *pairs.shape[2:])
         scores, _ = compare.apply(key, params["compare"], adapted.state["compare"], pairs, train=False)

@@ -206,7 +206,7 @@ def _options(function: Callable[..., Any], takes: tuple[str, ...] = ("train", "m
 
 
 def identity() -> Model:
-    """The model that gives its inputs, flattened: for precomputed embeddings, or for baselines on raw pixels.
+    """The model that gives its inputs, flattened, as floats: for precomputed embeddings and baselines on raw pixels.
 
     Returns:
         The model, without parameters: `[n, ...] -> [n, features]`.
@@ -220,6 +220,7 @@ def identity() -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        return inputs.reshape(inputs.shape[0], -1), state
+        x = inputs.reshape(inputs.shape[0], -1)
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32), state
 
     return Model(lambda key, inputs: ({}, {}), apply)

@@ -176,15 +176,15 @@ def _weight_gradient_matmul(x: Array, g: Array, *, window: Window) -> Array:
     return w.reshape(x.shape[0], *window.kernel, x.shape[-1], g.shape[-1])
 
 
-def _conv_shape(x: Any, w: Any, window: Window) -> tuple[int, ...]:
+def _conv_shape(x: Any, w: Any, window: Window) -> tuple[Any, ...]:
     return (*x.shape[:2], *window.outputs, w.shape[-1])
 
 
-def _input_gradient_shape(g: Any, w: Any, window: Window) -> tuple[int, ...]:
+def _input_gradient_shape(g: Any, w: Any, window: Window) -> tuple[Any, ...]:
     return (*g.shape[:2], *window.inputs, w.shape[-2])
 
 
-def _weight_gradient_shape(x: Any, g: Any, window: Window) -> tuple[int, ...]:
+def _weight_gradient_shape(x: Any, g: Any, window: Window) -> tuple[Any, ...]:
     return (x.shape[0], *window.kernel, x.shape[-1], g.shape[-1])
 
 

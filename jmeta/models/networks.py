@@ -62,7 +62,7 @@ class MLP(nn.Module):
         x = inputs.reshape(inputs.shape[0], -1)
         if self.context:
             context = self.param("context", nn.initializers.zeros_init(), (self.context,), x.dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(context[None], (len(x), self.context))], axis=1)
+            x = jnp.concatenate([x, jnp.broadcast_to(context[None], (x.shape[0], self.context))], axis=1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
         width, name = (x.shape[-1], "embedding") if self.outputs is None else (self.outputs, "head")
@@ -193,8 +193,8 @@ class GroupNorm(nn.Module):
         if self.groups < 1 or features % self.groups:
             raise ModelError(f"{self.groups} groups do not divide {features} features; choose a divisor.")
         γ, β = _scale_and_shift(self, self.scale, (features,), x.dtype)
-        moments = _moments(x.reshape(len(x), -1, features), None, self.groups, self.epsilon)
-        μ, r = (a.reshape(len(x), *(1 for _ in x.shape[1:-1]), features) for a in moments)
+        moments = _moments(x.reshape(x.shape[0], -1, features), None, self.groups, self.epsilon)
+        μ, r = (a.reshape(x.shape[0], *(1 for _ in x.shape[1:-1]), features) for a in moments)
         return _normalised(x, μ, r, γ, β, pool, self.dtype)
 
 

@@ -17,6 +17,7 @@ from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.core import Examples, MetaLearner, Params, State, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.errors import CheckpointError, ConfigError, DataError
+from jmeta.calibration import calibrate
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.runs.own import data_entry
 from jmeta.runs.registry import DATA
@@ -38,6 +39,7 @@ class Run:
         history: the rows of `metrics.jsonl`.
         best: the `TrainState` of the best validation, which is what is evaluated and adapted; None for the last one.
         shapes: a task of shapes of training and of test, as far as they are known without the data.
+        measured_temperature: of the probabilities, where it was measured before.
 
     Example:
         >>> import jmeta
@@ -51,6 +53,7 @@ class Run:
     history: Sequence[Mapping[str, Any]] = ()
     best: TrainState | None = None
     shapes: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    measured_temperature: float | None = None
 
     @classmethod
     def begin(cls, learner: str | None = None, data: str | None = None, **options: Any) -> "Run":
@@ -186,9 +189,17 @@ class Run:
         return other
 
     def classifier(self) -> FewShotClassifier:
-        """The run in the manner of scikit-learn, for tasks of your own."""
+        """The run in the manner of scikit-learn, for tasks of your own, calibrated on validation tasks."""
         asked = self.config.ways * self.config.queries if self.config.ways else None
-        return FewShotClassifier(self.learner, self.params, self.state, queries=asked)
+        return FewShotClassifier(self.learner, self.params, self.state, queries=asked, temperature=self.temperature)
+
+    @functools.cached_property
+    def temperature(self) -> float:
+        """At which its probabilities fit the run's validation tasks, see `jmeta.calibrate`; measured once."""
+        if self.measured_temperature is not None:
+            return self.measured_temperature
+        key, source = jax.random.key(0), self.source("validation")
+        return calibrate(key, self.learner, self.params, self.state, source, episodes=50)
 
     def regressor(self) -> FewShotRegressor:
         """The same for a run of regression."""
@@ -248,7 +259,7 @@ def load(folder: str | Path, *, checkpoint: str = BEST) -> Run:
     like = settings.like(config, settings.make_learner(config, source), source)
     has_best = checkpoint == BEST and latest_step(folder / BEST) is not None
     best = restore(folder / BEST, like) if has_best else None
-    return Run(config, restore(folder / LAST, like), read_rows(folder), best, shapes)
+    return Run(config, restore(folder / LAST, like), read_rows(folder), best, shapes, _read_temperature(folder))
 
 
 def write_settings(
@@ -259,6 +270,17 @@ def write_settings(
     write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     shapes = {split: to_json(settings.shapes_of(source)) for split, source in sources.items()}
     write_whole(folder / "shapes.json", json.dumps({k: v for k, v in shapes.items() if v}, indent=2) + "\n")
+
+
+def write_temperature(folder: Path, temperature: float) -> None:
+    """Keeps what was measured on validation tasks, so that the run answers without its data."""
+    write_whole(folder / "calibration.json", json.dumps({"temperature": temperature}) + "\n")
+
+
+def _read_temperature(folder: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((folder / "calibration.json").read_text())["temperature"])
+    return None
 
 
 def read_shapes(folder: Path) -> Mapping[str, Task]:
