@@ -12,8 +12,10 @@ import tyro
 
 import jmeta
 from jmeta.cli.adapt import Adapt
+from jmeta.cli.compare import Compare
 from jmeta.cli.evaluate import Evaluate
 from jmeta.cli.listing import List
+from jmeta.cli.report import Report
 from jmeta.cli.search import Search
 from jmeta.cli.train import Train, with_file
 from jmeta.errors import JmetaError
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "adapt": Adapt,
+    "compare": Compare,
+    "report": Report,
     "search": Search,
     "list": List,
 }
