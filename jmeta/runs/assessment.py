@@ -8,11 +8,11 @@ import jax
 from jaxtyping import Array, Key
 
 from jmeta.core import Task
+from jmeta.files import write_whole
 from jmeta.learners.prototypical import prototypical
 from jmeta.models.adapters import identity
 from jmeta.rl import Trajectory
 from jmeta.runs import pictures
-from jmeta.files import write_whole
 from jmeta.runs.registry import LEARNERS
 from jmeta.runs.run import Run, write_temperature
 from jmeta.train import evaluate

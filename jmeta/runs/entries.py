@@ -1,13 +1,11 @@
 """What a line of the registry says of a learner, a data set, a network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
-from jaxtyping import Array, Float
 
 from jmeta.core import MetaLearner, Model, TaskSource
-from jmeta.data.own import Division
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.models.adapters import linen
 from jmeta.optimizers import repeated
@@ -75,7 +73,7 @@ class DataEntry(NamedTuple):
     kind: str = "classification"
     defaults: Mapping[str, Any] = {}
     descriptions: tuple[str, ...] = ()
-    division: Division = {}
+    division: Mapping[str, Sequence[str]] = {}
     rows: Mapping[str, int] = {}
 
 
@@ -107,5 +105,3 @@ class LearnerEntry(NamedTuple):
     pretrains: bool = False
     descriptions: bool = False
     acts: bool = False
-
-

@@ -113,6 +113,8 @@ def _found_model(folder: Path) -> ModelEntry:
         stored = json.loads((folder / "result.json").read_text())
         found, features = genotype_of(stored["genotypes"]["second order"]), stored["settings"]["features"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--model {folder} holds no finished `jmeta search`; name its --out, or a network.") from error
+        raise ConfigError(
+            f"--model {folder} holds no finished `jmeta search`; name its --out, or a network."
+        ) from error
     make = functools.partial(CellNetwork, genotype=found, features=features)
     return ModelEntry(make, f"the cell of {folder}", "Liu et al. 2019")

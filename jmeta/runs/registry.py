@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from jmeta.core import TaskSource
 from jmeta.data.clinc150 import clinc150
@@ -199,7 +198,9 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         defaults=_GRADIENT,
         network=_MOVES_ONLY_THE_BODY,
     ),
-    "meta_sgd": LearnerEntry(meta_sgd, "MAML with a learned rate for each weight", "Li et al. 2017", defaults=_GRADIENT),
+    "meta_sgd": LearnerEntry(
+        meta_sgd, "MAML with a learned rate for each weight", "Li et al. 2017", defaults=_GRADIENT
+    ),
     "meta_curvature": LearnerEntry(
         meta_curvature, "MAML with a learned transformation of the gradient", "Park, Oliva 2019", defaults=_GRADIENT
     ),

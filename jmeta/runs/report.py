@@ -20,11 +20,12 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --good: #2a7d3f; --bad: #b3382c; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td:not(:last-child) { white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .episode { display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0 1.2rem; }
 .episode figure { margin: 0; text-align: center; font-size: .8rem; }
-.episode img { width: 56px; height: 56px; image-rendering: pixelated; border: 2px solid var(--line); }
+.episode img { display: block; margin: 0 auto .2rem; width: 56px; height: 56px; image-rendering: pixelated; border: 2px solid var(--line); }
 .right img { border-color: var(--good); } .wrong img { border-color: var(--bad); }
 .matrix td, .matrix th { padding: .3rem .6rem; text-align: right; }
 small { opacity: .75; }
@@ -93,10 +94,10 @@ def _section(name: str, folder: Path, run: Run) -> str:
     config |= {"steps": run.config.steps, "tasks": run.config.tasks, "outer_rate": run.config.outer_rate}
     if run.config.inner_rate is not None:
         config |= {"inner_rate": run.config.inner_rate, "inner_steps": run.config.inner_steps}
-    rows = [[key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)] for key, value in config.items()]
-    return (
-        f"<section><h2>{html.escape(name)}</h2>{_html_table(['setting', 'value'], rows)}{images}{_episodes(run)}</section>"
-    )
+    rows = [
+        [key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)] for key, value in config.items()
+    ]
+    return f"<section><h2>{html.escape(name)}</h2>{_html_table(['setting', 'value'], rows)}{images}{_episodes(run)}</section>"
 
 
 def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
