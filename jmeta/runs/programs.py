@@ -9,7 +9,7 @@ from jmeta.files import cache_folder
 
 
 def keep_programs() -> None:
-    """Lets JAX keep what took long to compile in the cache folder, unless `JMETA_CACHE` is `off` or JAX has one already.
+    """Lets JAX keep what took long to compile in the cache folder, unless `JMETA_CACHE` is `off` or JAX has its own.
 
     Where an entry cannot be read or written it is as if there were none.
     """

@@ -25,7 +25,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; tex
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .episode { display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0 1.2rem; }
 .episode figure { margin: 0; text-align: center; font-size: .8rem; }
-.episode img { display: block; margin: 0 auto .2rem; width: 56px; height: 56px; image-rendering: pixelated; border: 2px solid var(--line); }
+.episode img { display: block; margin: 0 auto .2rem; width: 56px; height: 56px;
+  image-rendering: pixelated; border: 2px solid var(--line); }
 .right img { border-color: var(--good); } .wrong img { border-color: var(--bad); }
 .matrix td, .matrix th { padding: .3rem .6rem; text-align: right; }
 small { opacity: .75; }
@@ -94,10 +95,9 @@ def _section(name: str, folder: Path, run: Run) -> str:
     config |= {"steps": run.config.steps, "tasks": run.config.tasks, "outer_rate": run.config.outer_rate}
     if run.config.inner_rate is not None:
         config |= {"inner_rate": run.config.inner_rate, "inner_steps": run.config.inner_steps}
-    rows = [
-        [key.replace("_", " "), value if isinstance(value, str) else json.dumps(value)] for key, value in config.items()
-    ]
-    return f"<section><h2>{html.escape(name)}</h2>{_html_table(['setting', 'value'], rows)}{images}{_episodes(run)}</section>"
+    written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
+    table = _html_table(["setting", "value"], [[key.replace("_", " "), value] for key, value in written.items()])
+    return f"<section><h2>{html.escape(name)}</h2>{table}{images}{_episodes(run)}</section>"
 
 
 def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:

@@ -98,7 +98,7 @@ def test_names_of_classes_are_descriptions(tmp_path):
 def test_an_archive(tmp_path):
     own = read_own(archive(tmp_path))
     assert (own.kind, own.images, len(own.rows)) == ("classification", False, 10)
-    source, task = sample(own, ways=2)
+    _, task = sample(own, ways=2)
     assert task.support.inputs.shape == (2, 3)
     row = np.asarray(task.support.inputs[0])
     assert row[0] % 3 == 0 and np.array_equal(row, row[0] + np.arange(3))  # as it was written
@@ -172,5 +172,5 @@ def test_bad_data_are_told(name, tmp_path):
 def test_a_file_that_is_damaged(tmp_path):
     file = archive(tmp_path)
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(jmeta.DataError, match="own.npz cannot be read"):
+    with pytest.raises(jmeta.DataError, match=r"own\.npz cannot be read"):
         read_own(file)
