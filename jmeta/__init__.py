@@ -10,7 +10,7 @@ from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, 
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
 from jmeta.data.embeddings import from_embeddings
-from jmeta.data.episodes import from_arrays
+from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder
 from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
@@ -40,6 +40,7 @@ from jmeta.errors import (
 )
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.inner import InnerProblem, support_loss
+from jmeta.inputs import as_inputs
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.boil import boil

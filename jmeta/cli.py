@@ -32,6 +32,7 @@ from jmeta.data.folders import read_images
 from jmeta.envs import Trajectory
 from jmeta.errors import CheckpointError, ConfigError, DataError, JmetaError, NonFiniteError
 from jmeta.experiment import Config, check_seed
+from jmeta.inputs import as_inputs
 from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
 from jmeta.models import MODELS
@@ -461,7 +462,7 @@ def _named(flag: str, option: str) -> tuple[str, str]:
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / np.float32(255.0)
+    return as_inputs(images)
 
 
 def _json(result: Mapping[str, Any], indent: int | None = None) -> str:

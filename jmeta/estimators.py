@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 from jmeta.compilation import compiled
 from jmeta.core import Adapted, Examples, MetaLearner, Params, State
 from jmeta.errors import DataError, JmetaError, ModelError, NotFittedError, TransductiveWarning
+from jmeta.inputs import as_inputs
 from jmeta.masks import only
 
 
@@ -111,7 +112,7 @@ class FewShotClassifier(_FewShot):
         """Adapts the learner to a support.
 
         Args:
-            X: `[n, ...]`, the inputs of the support, as the learner was trained with: pictures from 0 to 1.
+            X: `[n, ...]`, the inputs of the support, as `jmeta.from_arrays` takes them: pictures as bytes or 0 to 1.
             y: `[n]`, labels of any kind, of classes of any size.
             descriptions: `[classes, ...]` in the order of the sorted labels, for a learner that reads them.
 
@@ -225,9 +226,9 @@ def _predict(key: Key[Array, ""], adapted: Adapted, inputs: Array, *, learner: M
 
 def _array(x: Any, name: str) -> np.ndarray:
     array = np.asarray(x)
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in "buif" and array.dtype != jnp.bfloat16:
         raise DataError(f"{name} is {array.dtype}; give real numbers.")
-    array = array.astype(np.float32) if array.dtype.kind == "f" or name == "y" else array
+    array = array.astype(np.float32) if name == "y" else as_inputs(array)
     if not len(array):
         raise DataError(f"{name} has no rows; give at least one.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
 from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check_examples, mean_over_tasks, measured
-from jmeta.diagnosis import diagnosis
+from jmeta.diagnosis import broken_part, diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, JmetaError, ModelError, NonFiniteError
 from jmeta.inner import descend
-from jmeta.losses import accuracy
+from jmeta.losses import accuracy, are_classes, check_classes, targets_needed
 from jmeta.tree import path_name, widened
 
 Metrics = Mapping[str, Any]
@@ -52,6 +52,7 @@ def make_step(
     *,
     tasks: int = 32,
     task_chunk: int | None = None,
+    skip_nonfinite: bool = False,
 ) -> Step:
     """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
 
@@ -68,6 +69,8 @@ def make_step(
         task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
             does not grow with `tasks`. Default: on CPU as many as keep the cache warm (for images one task, for
             sinusoids all), elsewhere all.
+        skip_nonfinite: whether tasks whose loss or gradient is not finite are left out, one after the other being
+            looked at; `info["skipped"]` counts them.
 
     Returns:
         `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
@@ -85,10 +88,17 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
-    objective, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
+    whole, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
+    if skip_nonfinite:
+        value_and_gradient = _of_finite_tasks(learner.objective)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
         objective_key, batch = _draw(learner, source, carry, tasks)
+        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
+        objective = _of_kept_tasks(learner.objective, info["kept"]) if skip_nonfinite else whole
+        if skip_nonfinite:
+            info = {**info, "skipped": tasks - info["kept"].sum(dtype=jnp.float32)}
+            del info["kept"]
 
         def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
             value, (_, info) = objective(objective_key, params, carry.state, batch)
@@ -97,7 +107,6 @@ def make_step(
         # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
         named = inspect.signature(optimizer.update).parameters
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
-        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
         offered = {"value": loss, "grad": gradient, "value_fn": lambda params: value_and_info(params)[0]}
         offered = {name: value for name, value in offered.items() if name in named or takes_all}
         if "objective_fn" in named:
@@ -172,6 +181,62 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any,
     return averaged, accumulated
 
 
+def _one_by_one(key: Key[Array, ""], batch: Task) -> tuple[Array, Task]:
+    tasks = len(jax.tree.leaves(batch)[0])
+    return jax.random.split(key, tasks), jax.tree.map(lambda x: x[:, None], batch)
+
+
+def _of_finite_tasks(objective: Any) -> Any:
+    """Value and gradient of an objective as the mean over those tasks of which both are finite; `info["kept"]`."""
+    value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        def add(total: PyTree, key_and_task: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info, Array]]:
+            (loss, (new, info)), gradient = value_and_grad(key_and_task[0], params, state, key_and_task[1])
+            leaves = [x for x in jax.tree.leaves((loss, gradient, new)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+            kept = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+            part = widened((loss, gradient))
+            return jax.tree.map(lambda a, b: jnp.where(kept, a + b, a), total, part), (new, info, kept)
+
+        parts = _one_by_one(key, batch)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        total, (states, info, kept) = lax.scan(add, zero, parts)
+        # with no task left this is 0 / 0, which ends the run
+        loss, total = jax.tree.map(lambda x: x / kept.sum(dtype=x.dtype), total)
+        gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
+        states, info = jax.tree.map(lambda x: _mean_of(kept, x), (states, dict(info)))
+        return (loss, (states, {**info, "kept": kept})), gradient
+
+    return accumulated
+
+
+def _of_kept_tasks(objective: Any, kept: Bool[Array, "tasks"]) -> Any:
+    """The objective as the mean over some tasks, for optimisers that ask for it again."""
+
+    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = _one_by_one(key, batch)
+        shapes = jax.eval_shape(objective, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def one(_: None, part: tuple[Array, Array, Task]) -> tuple[None, Any]:
+            # the way not taken has no derivative, so that what is not finite in it stays there
+            return None, lax.cond(part[0], lambda: objective(part[1], params, state, part[2]), lambda: zero)
+
+        values = lax.scan(one, None, (kept, *parts))[1]
+        return jax.tree.map(lambda x: _mean_of(kept, x), values)
+
+    return averaged
+
+
+def _mean_of(kept: Bool[Array, "tasks"], x: Array) -> Array:
+    """The mean over the kept tasks of a floating leaf, the first of them of every other."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x[jnp.argmax(kept)]
+    there = kept.reshape(-1, *(1 for _ in x.shape[1:]))
+    return jnp.where(there, x, jnp.zeros_like(x)).sum(axis=0) / kept.sum(dtype=x.dtype)
+
+
 _CHUNK_BYTES = 2**14
 
 
@@ -198,7 +263,7 @@ def init(
         θ and state drawn by `learner.init`, and a new optimiser state.
 
     Raises:
-        ModelError: the model does not fit the tasks.
+        ModelError: the model or the loss does not fit the tasks.
 
     Example:
         >>> import jax, jmeta, optax
@@ -211,7 +276,11 @@ def init(
     task = source.sample(sample_key, source.data)
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
-    _check(learner, params, state, source)
+    with targets_needed() as needed:
+        _check(learner, params, state, source)
+    if needed:
+        check_classes("support", task.support)
+        check_classes("query", task.query)
     return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, _start(optimizer, params))
 
 
@@ -318,6 +387,7 @@ def fit(
     log_every: int = 50,
     train_state: TrainState | None = None,
     callback: Callable[[TrainState, Metrics], Any] | None = None,
+    skip_nonfinite: bool = False,
 ) -> Fit:
     """Meta-trains a learner on tasks from a source.
 
@@ -335,6 +405,9 @@ def fit(
         train_state: where to go on; default: from `init`.
         callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early. `True`, of
             Python, NumPy or JAX, stops; whatever else it returns (what `file.write` does) means nothing.
+        skip_nonfinite: whether tasks whose loss or gradient is not finite are left out of the meta-step instead of
+            ending the run; the history counts them, `"skipped"`, the mean number a step. Tasks are then adapted one
+            after the other.
 
     Returns:
         The trained parameters and the history.
@@ -384,6 +457,7 @@ def fit(
             tasks=tasks,
             task_chunk=task_chunk,
             length=log_every,
+            skip_nonfinite=skip_nonfinite,
         )
         done = int(train_state.step)
         if done < min(begin + log_every, steps):
@@ -438,11 +512,13 @@ def _run(
     tasks: int,
     task_chunk: int | None,
     length: int,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Info]:
     @jax.jit  # traced once for its shapes and for the scan
     def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
         source = TaskSource(data, sample, {})
-        return make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk)(carry, None)
+        one = make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk, skip_nonfinite=skip_nonfinite)
+        return one(carry, None)
 
     info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
 
@@ -463,6 +539,8 @@ def evaluate(
     episodes: int = 600,
     task_chunk: int | None = None,
     metric: Metric | Mapping[str, Metric] = accuracy,
+    details: bool = False,
+    skip_nonfinite: bool = False,
 ) -> dict[str, Any]:
     """Adapts to unseen tasks and measures the answers to their queries.
 
@@ -478,17 +556,28 @@ def evaluate(
         task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
         metric: `(outputs, targets) -> scalar`, one value for each task; default `jmeta.accuracy`. Several at once: a
             dict of them, or one that gives a dict of scalars.
+        details: whether to tell which classes and rows are mistaken.
+        skip_nonfinite: whether episodes with a metric that is not finite are left out and counted.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
         "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
         and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
         same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. Of several metrics each
-        has its own interval, `"accuracy_ci95"`, and its own `"accuracy_alone"`.
+        has its own interval, `"accuracy_ci95"`, and its own `"accuracy_alone"`. With `skip_nonfinite`, `"skipped"` is
+        the number of episodes left out. With `details`, `"details"` is a dict of `"confusion"`, `[classes, classes]`,
+        how often a query of a class (row) was answered by a class (column), in the order of `source.names`;
+        `"accuracy_by_class"`, None for a class that was not asked; and `"mistaken"`, the rows of the source's arrays
+        that were ever mistaken, `{"row", "class", "asked", "wrong"}`, those that were wrong most often first.
 
     Raises:
-        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
-        ConfigError: a metric that cannot be compiled.
+        ModelError: the model does not fit the tasks, the metric not the targets (accuracy of a regression), or a metric
+            gives more than one number a task.
+        ConfigError: a metric that cannot be compiled, or details of a source that tells no classes.
+        NonFiniteError: no episode is finite, of which `skip_nonfinite` shall leave out those that are not.
+
+    Warns:
+        UserWarning: an episode is not finite; the sentence names it, and the part of it where the data are not.
 
     Example:
         >>> import jax, jmeta
@@ -516,28 +605,56 @@ def evaluate(
         tuple(metric.items()) if isinstance(metric, Mapping) else ((getattr(metric, "__name__", "metric"), metric),)
     )
 
-    def intervals(alone: bool) -> dict[str, tuple[float, float]]:
-        size = {"episodes": episodes, "chunk": chunk, "metrics": metrics, "alone": alone}
-        return {name: _interval(values) for name, values in compiled(_evaluate)(*arguments, **static, **size).items()}
+    def measure(alone: bool, details: bool) -> dict[str, Any]:
+        size = {"episodes": episodes, "chunk": chunk, "metrics": metrics, "alone": alone, "details": details}
+        return compiled(_evaluate)(*arguments, **static, **size)
 
-    means = intervals(alone=False)
-    single = list(means) == [name for name, _ in metrics] and not isinstance(metric, Mapping)
+    found = measure(False, details)
+    if not (fits := np.asarray(found["fits"])).all():
+        check_classes("query", _episode(key, source, episodes, int(np.argmin(fits))).query)
+    finite = [np.isfinite(np.asarray(x, np.float64)) for x in found["values"].values()]
+    kept: np.ndarray = np.logical_and.reduce(finite)
+    if not kept.all():
+        where = _not_finite(kept, lambda i: _episode(key, source, episodes, i))
+        if skip_nonfinite and not kept.any():
+            raise NonFiniteError(f"{where}; lower the inner rate, or repair θ.", 0, None)
+        if not skip_nonfinite:
+            sentence = f"{where}; skip_nonfinite=True leaves such episodes out and counts them."
+            warnings.warn(sentence, stacklevel=2)
+    kept = kept if skip_nonfinite else np.ones(episodes, bool)
+    single = list(found["values"]) == [name for name, _ in metrics] and not isinstance(metric, Mapping)
     results: dict[str, Any] = {}
-    for name, (mean, half_width) in means.items():
+    for name, values in found["values"].items():
+        mean, half_width = _interval(np.asarray(values)[kept])
         results |= {name: mean, "ci95" if single else f"{name}_ci95": half_width}
     transductive = bool(compiled(_transductive)(*arguments, **static))
-    for name, (mean, half_width) in intervals(alone=True).items() if transductive else ():
+    for name, values in measure(True, False)["values"].items() if transductive else ():
+        mean, half_width = _interval(np.asarray(values)[kept])
         alone = "alone" if single else f"{name}_alone"
         results |= {alone: mean, f"{alone}_ci95": half_width}
     return {
         **results,
-        "episodes": episodes,
+        "episodes": int(kept.sum()),
+        **({"skipped": episodes - int(kept.sum())} if skip_nonfinite else {}),
         **source.protocol,
         "transductive": transductive,
+        **({"details": _details(found["answers"], source)} if details else {}),
     }
 
 
-def _interval(values: Array) -> tuple[float, float]:
+def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
+    """The task of an episode of `evaluate`."""
+    return jax.jit(source.sample)(jax.random.split(jax.random.split(key, episodes)[i], 3)[0], source.data)
+
+
+def _not_finite(finite: np.ndarray, episode: Callable[[int], Task]) -> str:
+    i = int(np.argmin(finite))
+    part = broken_part(jax.tree.map(lambda x: x[None], episode(i)))
+    because = f", where {part}" if part else ", though its data are"
+    return f"{(~finite).sum()} of {len(finite)} episodes are not finite, the first of them episode {i}{because}"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
     """The mean over episodes, and half the width of its 95 % interval."""
     x = np.asarray(values, np.float64)
     return float(x.mean()), float(1.96 * x.std(ddof=1) / np.sqrt(len(x)))
@@ -558,8 +675,9 @@ def _evaluate(
     chunk: int,
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
-) -> dict[str, Float[Array, "episodes"]]:
-    def episode(key: Key[Array, ""]) -> dict[str, Float[Array, ""]]:
+    details: bool,
+) -> dict[str, Any]:
+    def episode(key: Key[Array, ""]) -> dict[str, Any]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
@@ -570,13 +688,69 @@ def _evaluate(
         def answer_one(one: PyTree) -> PyTree:
             return jax.tree.map(lambda x: x[0], answer(jax.tree.map(lambda x: x[None], one)))
 
-        if not alone:
-            return _measured(metrics, answer(task.query.inputs), task.query)
-        n = len(jax.tree.leaves(task.query)[0])
-        some = jax.tree.map(lambda x: x[:: max(1, n // _ALONE)], task.query)
-        return _measured(metrics, lax.map(answer_one, some.inputs), some)
+        if alone:
+            n = len(jax.tree.leaves(task.query)[0])
+            some = jax.tree.map(lambda x: x[:: max(1, n // _ALONE)], task.query)
+            return {"values": _measured(metrics, lax.map(answer_one, some.inputs), some)}
+        outputs = answer(task.query.inputs)
+        with targets_needed() as needed:
+            values = _measured(metrics, outputs, task.query)
+        fits = are_classes(task.query.targets) if needed else jnp.asarray(True)
+        return {"values": values, "fits": fits, "answers": _answers(outputs, task) if details else ()}
 
     return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
+
+
+class _Answers(NamedTuple):
+    """Of each query: its row, its class, the class or -1 and the column that was answered, whether it is there."""
+
+    rows: Int[Array, "n"]
+    classes: Int[Array, "n"]
+    answered: Int[Array, "n"]
+    column: Int[Array, "n"]
+    there: Bool[Array, "n"]
+
+
+def _answers(outputs: PyTree, task: Task) -> _Answers:
+    query = task.query
+    if isinstance(getattr(query, "classes", ()), tuple) or isinstance(query.rows, tuple):
+        raise ConfigError(
+            "details need the class and the row of each query, and the source does not tell them; let its sample give "
+            "jmeta.Examples(..., classes=, rows=), as jmeta.from_arrays does."
+        )
+    column = outputs.argmax(axis=-1).astype(jnp.int32)
+    told = [part for part in (task.support, query) if not isinstance(getattr(part, "classes", ()), tuple)]
+    # which class each column of the targets means in this episode
+    meant = jnp.stack([jnp.where(part.targets > 0, part.classes[:, None], -1).max(axis=0) for part in told]).max(axis=0)
+    there = jnp.ones(len(query.rows), bool) if isinstance(query.mask, tuple) else query.mask
+    return _Answers(query.rows, query.classes, meant[column], column, there)
+
+
+def _details(answers: _Answers, source: TaskSource) -> dict[str, Any]:
+    there = np.asarray(answers.there).reshape(-1)
+    rows, classes, answered, column = (np.asarray(x).reshape(-1)[there] for x in answers[:4])
+    if "classes" in source.protocol:  # columns mean the same in all tasks
+        count, answered = source.protocol["classes"], column
+    else:
+        count = max(len(source.names), int(max(classes.max(), answered.max())) + 1)
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (classes[answered >= 0], answered[answered >= 0]), 1)
+    asked = np.bincount(classes, minlength=count)
+    right = np.bincount(classes[classes == answered], minlength=count)
+    each, place, times = np.unique(rows, return_inverse=True, return_counts=True)
+    wrong = np.bincount(place.reshape(-1), weights=classes != answered, minlength=len(each)).astype(int)
+    class_of = np.zeros(len(each), int)
+    class_of[place.reshape(-1)] = classes
+    order = np.lexsort((each, -wrong / times))
+    return {
+        "confusion": confusion.tolist(),
+        "accuracy_by_class": [float(r / n) if n else None for r, n in zip(right, asked, strict=True)],
+        "mistaken": [
+            {"row": int(each[i]), "class": int(class_of[i]), "asked": int(times[i]), "wrong": int(wrong[i])}
+            for i in order
+            if wrong[i]
+        ],
+    }
 
 
 def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, Array]:

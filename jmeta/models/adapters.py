@@ -15,6 +15,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Mask, Model, Params, State
 from jmeta.errors import ModelError
+from jmeta.inputs import as_floats, check_scaled
 from jmeta.models.convolution import conv_where_it_fits
 from jmeta.tree import path_name
 
@@ -85,6 +86,7 @@ def linen(module: nn.Module) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         outputs, state = run(key, params, state, inputs, train, mask)
         return outputs, _averages_as_constants(dict(state))
 
@@ -182,6 +184,7 @@ def nnx(make: Callable[[Any], Any]) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         module = flax_nnx.merge(graph, params, streams(key), *state.values())
         (module.train if train else module.eval)()
         for _, part in flax_nnx.iter_modules(module):
@@ -255,6 +258,7 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         module = eqx.combine(params, static)
         module = module if train else eqx.nn.inference_mode(module)
         given = call.options(train, mask, state)
@@ -319,6 +323,7 @@ def haiku(function: Callable[..., Any]) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         own = {module: leaves for part in state.values() for module, leaves in part.items()}
         outputs, own = transformed.apply(params, own, key, inputs, **call.options(train, mask, state))
         return outputs, _averages_as_constants(grouped(own))
@@ -368,7 +373,7 @@ def identity() -> Model:
     """The model that gives its inputs, flattened: for precomputed embeddings, or for baselines on raw pixels.
 
     Returns:
-        The model, without parameters: `[n, ...] -> [n, features]`.
+        The model, without parameters: `[n, ...] -> [n, features]`, integers as floats.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -379,6 +384,7 @@ def identity() -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        return inputs.reshape(inputs.shape[0], -1), state
+        check_scaled(inputs)
+        return as_floats(inputs.reshape(inputs.shape[0], -1)), state
 
     return Model(lambda key, inputs: ({}, {}), apply)
