@@ -55,8 +55,8 @@ class Adapt:
                 f"classes; give at most {config.ways}, or train a prototypical run, which takes any number."
             )
         classifier = run.classifier()
-        classifier.fit(_scaled(support.images), support.labels, _descriptions_of(self.folder, config, support.names))
-        probabilities = classifier.predict_proba(_scaled(query.images))
+        classifier.fit(support.images, support.labels, _descriptions_of(self.folder, config, support.names))
+        probabilities = classifier.predict_proba(query.images)
         rows = [
             {"file": str(file), "class": support.names[int(p.argmax())], "probability": float(p.max())}
             for file, p in zip(query.files, probabilities, strict=True)
@@ -77,7 +77,3 @@ def _descriptions_of(run: Path, config: Config, names: Sequence[str]) -> Any:
     if config.descriptions != "text":
         raise ConfigError(f"{run} reads {config.descriptions}, which a folder has not; train with --descriptions text.")
     return TokenIds(hashed_text(names))
-
-
-def _scaled(images: Any) -> Any:
-    return images.astype("float32") / 255.0

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Key
 
 from jmeta.core import Task
+from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
 from jmeta.learners.prototypical import prototypical
 from jmeta.models.adapters import identity
@@ -15,7 +16,6 @@ from jmeta.rl import Trajectory
 from jmeta.runs import pictures
 from jmeta.runs.registry import LEARNERS
 from jmeta.runs.run import Run, write_temperature
-from jmeta.train import evaluate
 
 Result = Mapping[str, Any]
 INNER_STEPS, SHOTS = (0, 1, 2, 3, 5), (1, 2, 3, 5, 10)  # of the adaptation curve

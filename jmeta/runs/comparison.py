@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jmeta.errors import ConfigError
+from jmeta.evaluate import per_episode
 from jmeta.runs.run import Run
-from jmeta.train import per_episode
 
 FIXED = ("data", "ways", "shots", "queries")  # what makes episodes the same
 

@@ -12,12 +12,13 @@ import jax
 
 from jmeta.core import MetaLearner, TaskSource
 from jmeta.errors import NonFiniteError
+from jmeta.evaluate import evaluate
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
 from jmeta.runs.settings import Config
 from jmeta.runs.stopping import Signals
-from jmeta.train import Metrics, TrainState, evaluate, fit
+from jmeta.train import Metrics, TrainState, fit
 
 Row = Mapping[str, Any]
 Logger = Callable[[Row], None]
