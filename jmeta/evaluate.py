@@ -24,7 +24,7 @@ from jmeta.losses import (
     negative_log_likelihood,
     targets_needed,
 )
-from jmeta.train import Metric, check_concrete, check_counts, check_task, default_chunk
+from jmeta.train import Metric, check_concrete, check_counts, check_memory, check_task, default_chunk
 
 
 def evaluate(
@@ -192,6 +192,8 @@ def _found(
     check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
     task = jax.eval_shape(source.sample, key, source.data)
     check_task(task)
+    chunk = min(episodes, task_chunk or default_chunk(task, 32))
+    check_memory(task, chunk)
     return compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
         key,
         params,
@@ -200,7 +202,7 @@ def _found(
         learner=learner,
         sample=source.sample,
         episodes=episodes,
-        chunk=min(episodes, task_chunk or default_chunk(task, 32)),
+        chunk=chunk,
         metrics=tuple(metrics.items()),
         alone=alone,
         details=details,

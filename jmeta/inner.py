@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, measured, outputs_of
 from jmeta.errors import ConfigError, ModelError
+from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import combine, everything, partition
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -228,6 +229,31 @@ def answers(model: Model) -> Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
         return model.apply(key, adapted.params, adapted.state, inputs, train=False)[0]
 
     return predict
+
+
+def rate_for(loss: Loss, given: float | None, *, classes: float, regression: float = 0.01) -> float:
+    """α: the given one, else that which suits the kind of loss.
+
+    A squared error grows without bound with its outputs, so that a rate of classification makes it explode.
+
+    Args:
+        loss: L.
+        given: α, or None.
+        classes: α for `jmeta.softmax_cross_entropy`.
+        regression: α for every other loss.
+
+    Returns:
+        α.
+
+    Example:
+        >>> import jmeta
+        >>> from jmeta.inner import rate_for
+        >>> rate_for(jmeta.mean_squared_error, None, classes=0.4), rate_for(jmeta.mean_squared_error, 0.1, classes=0.4)
+        (0.01, 0.1)
+    """
+    if given is not None:
+        return given
+    return classes if loss is softmax_cross_entropy else regression
 
 
 def check_inner(inner_rate: float, inner_steps: int) -> None:

@@ -1,6 +1,7 @@
 """Meta-training: everything from sampling to update is one compiled program."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -273,6 +274,7 @@ def init(
         0
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
+    check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
     task = source.sample(sample_key, source.data)
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
@@ -304,6 +306,25 @@ def check_task(task: PyTree) -> None:
         raise ModelError(f"the source gives a {type(task).__name__}; let sample return jmeta.Task(support, query).")
     check_examples("support", task.support)
     check_examples("query", task.query)
+
+
+def check_memory(task: PyTree, tasks: int) -> None:
+    """Raises `ConfigError` where the data of so many tasks alone are more than the machine has."""
+    needed = tasks * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task) if hasattr(x, "dtype"))
+    there = memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"{tasks} tasks at a time need {needed / 2**30:,.1f} GB for their examples alone, and this machine has "
+            f"{there / 2**30:,.1f} GB; ask for fewer shots, queries or tasks, or give a task_chunk."
+        )
+
+
+def memory() -> int | None:
+    """The bytes of the machine's memory, or None where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def _check_state(
@@ -415,8 +436,8 @@ def fit(
 
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
-        ConfigError: a number of steps or tasks that is none, a `train_state` of another learner, model or optimiser, or
-            a call under `jit` or `vmap`.
+        ConfigError: a number of steps or tasks that is none, tasks that do not fit into memory, a `train_state` of
+            another learner, model or optimiser, or a call under `jit` or `vmap`.
         NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
             and carries the last finite `train_state`.
 
@@ -436,6 +457,7 @@ def fit(
     check_counts(steps=steps, tasks=tasks, log_every=log_every)
     help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
     check_concrete("fit", help_, key, source.data, train_state)
+    check_memory(jax.eval_shape(source.sample, key, source.data), tasks)
     if train_state is None:
         train_state = init(key, learner, optimizer, source)
     else:

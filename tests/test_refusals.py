@@ -267,3 +267,57 @@ def test_a_classifier_sees_bytes_as_a_source_does():
     ]
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
     assert (abs(answers[0] - answers[2]) > 0.01).any()
+
+
+def test_tasks_that_do_not_fit_into_memory_are_refused_before_they_are_drawn():
+    large = jmeta.sinusoid(shots=10**9)
+    sentence = r"tasks at a time need [\d,.]+ GB for their examples alone, and this machine has .*; ask for fewer shots"
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        fit(source=large, tasks=1000)
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.init(
+            KEY,
+            LEARNER,
+            optax.adam(1e-3),
+            jmeta.sinusoid(shots=2**31 - 2**12, queries=1)._replace(
+                sample=lambda key, data: jmeta.Task(*2 * [jmeta.Examples(*2 * [jnp.zeros((10**12, 1))])])
+            ),
+        )
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.evaluate(
+            KEY,
+            LEARNER,
+            {},
+            {},
+            jmeta.sinusoid(shots=10**9),
+            task_chunk=1000,
+            episodes=1000,
+            metric=jmeta.mean_squared_error,
+        )
+
+
+@pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_rate_inside_is_the_same_in_python_and_in_the_shell(name, data):
+    import inspect
+
+    from jmeta.experiment import resolve
+
+    from jmeta.compilation import made_of
+    from jmeta.data import DATA
+
+    make, loss = LEARNERS[name].make, DATA[data].loss
+    parameters = inspect.signature(make).parameters
+    if "inner_rate" not in parameters or LEARNERS[name].acts or (data == "sinusoid" and "loss" not in parameters):
+        pytest.skip("has no rate, or no regression")
+    model = jmeta.linen(jmeta.MLP(outputs=1))
+    given = {"loss": loss} if "loss" in parameters else {}
+    rate = resolve(name, data).inner_rate
+    default, explicit, other = (make(model, **given, **r) for r in ({}, {"inner_rate": rate}, {"inner_rate": 0.123}))
+    assert made_of(default) == made_of(explicit) != made_of(other)
+
+
+def test_maml_on_sinusoids_starts_sane():
+    learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+    fitted = jmeta.fit(KEY, learner, jmeta.sinusoid(), steps=2, tasks=8, log_every=2)
+    assert fitted.history[0]["loss"] < 10.0

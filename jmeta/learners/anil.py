@@ -11,7 +11,7 @@ from jmeta.tree import under
 def anil(
     model: Model,
     *,
-    inner_rate: float = 0.4,
+    inner_rate: float | None = None,
     inner_steps: int = 1,
     head: str = "head",
     loss: Loss = softmax_cross_entropy,
@@ -23,7 +23,7 @@ def anil(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: α, on the mean loss of the support.
+        inner_rate: α, on the mean loss of the support. Default: 0.4 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         head: the part of the path of the parameters that adapt, `"head"` or `"Dense_0/kernel"`; the models of jmeta
             call their last layer `head`.

@@ -7,14 +7,14 @@ import optax
 from jmeta.adjoint import implicit
 from jmeta.core import MetaLearner, Model, check_model, episodic
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 
 
 def imaml(
     model: Model,
     *,
-    inner_rate: float = 0.1,
+    inner_rate: float | None = None,
     inner_steps: int = 16,
     proximal: float = 2.0,
     loss: Loss = softmax_cross_entropy,
@@ -27,7 +27,7 @@ def imaml(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: α.
+        inner_rate: α. Default: 0.1 for cross entropy, 0.01 for any other loss.
         inner_steps: K, enough to come near the minimum, see `residual`.
         proximal: λ.
         loss: L, inner and outer.
@@ -52,8 +52,9 @@ def imaml(
     gradients by another constant (`cg_damping`), and can take L-BFGS inside; here the system is that of the paper.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=0.1)
+    check_inner(α, inner_steps)
     if not proximal > 0:
         raise ConfigError(f"proximal is {proximal}; give a positive weight: without it φ* does not depend on θ.")
-    problem = InnerProblem(support_loss(model, loss), inner_optimizer(inner_rate), inner_steps, proximal=proximal)
+    problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, proximal=proximal)
     return episodic(initialiser(model, inner_steps), adjoint(problem), answers(model), loss)

@@ -6,7 +6,7 @@ import optax
 
 from jmeta.adjoint import exact, first_order
 from jmeta.core import MetaLearner, Model, check_model, episodic
-from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import everything
 
@@ -14,7 +14,7 @@ from jmeta.tree import everything
 def maml(
     model: Model,
     *,
-    inner_rate: float = 0.4,
+    inner_rate: float | None = None,
     inner_steps: int = 1,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),
@@ -27,7 +27,7 @@ def maml(
 
     Args:
         model: the network; `jmeta.linen(module)` makes one. It has as many outputs as the tasks have ways.
-        inner_rate: α, on the *mean* loss of the support.
+        inner_rate: α, on the *mean* loss of the support. Default: 0.4 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         loss: L, `(outputs, targets) -> scalar`, inner and outer.
         adjoint: how to differentiate through the inner loop; `exact()` is MAML, `first_order()` is FOMAML.
@@ -57,14 +57,15 @@ def maml(
     the support divided by the shots, `ways` times this mean, so that its α = 0.4 in 5-way is `inner_rate=2.0` here.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=0.4)
+    check_inner(α, inner_steps)
 
-    problem = InnerProblem(support_loss(model, loss), inner_optimizer(inner_rate), inner_steps, adaptable)
+    problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, adaptable)
     return episodic(initialiser(model, inner_steps), adjoint(problem), answers(model), loss)
 
 
 def fomaml(
-    model: Model, *, inner_rate: float = 0.4, inner_steps: int = 1, loss: Loss = softmax_cross_entropy
+    model: Model, *, inner_rate: float | None = None, inner_steps: int = 1, loss: Loss = softmax_cross_entropy
 ) -> MetaLearner:
     """First-order MAML: MAML whose inner gradients count as constants.
 
@@ -72,7 +73,7 @@ def fomaml(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: α, on the mean loss of the support.
+        inner_rate: α, on the mean loss of the support. Default: 0.4 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         loss: L, inner and outer.
 

@@ -24,7 +24,7 @@ from jmeta.core import (
     over_tasks,
 )
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Loss, check_inner, initialiser, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import partition, path_name
 
@@ -32,7 +32,7 @@ from jmeta.tree import partition, path_name
 def maml_plus_plus(
     model: Model,
     *,
-    inner_rate: float = 0.1,
+    inner_rate: float | None = None,
     inner_steps: int = 5,
     learned_rates: bool = True,
     multi_step_loss: int = 5000,
@@ -51,7 +51,7 @@ def maml_plus_plus(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: where every αₖ starts.
+        inner_rate: where every αₖ starts. Default: 0.1 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         learned_rates: LSLR; else all αₖ stay where they start.
         multi_step_loss: T, meta-steps over which the multi-step loss is annealed to that of the last step; 0 is off.
@@ -94,7 +94,8 @@ def maml_plus_plus(
     steps at test than in training.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=0.1)
+    check_inner(α, inner_steps)
     for name, value in (("multi_step_loss", multi_step_loss), ("first_order_until", first_order_until)):
         if value < 0:
             raise ConfigError(f"{name} is {value}; give a number of meta-steps, or 0 to switch it off.")
@@ -116,7 +117,7 @@ def maml_plus_plus(
         θ, statistics = init_model(key, task)
         θ = _where(is_per_step, repeat, θ)
         statistics = jax.tree.map(repeat, statistics) if per_step_norm else statistics
-        rates = jax.tree.map(lambda x: jnp.full((sets,), inner_rate, x.dtype), partition(is_adapted, θ)[0])
+        rates = jax.tree.map(lambda x: jnp.full((sets,), α, x.dtype), partition(is_adapted, θ)[0])
         return {"model": θ, "rates": rates}, {"meta_step": jnp.zeros((), jnp.int32), "model": statistics}
 
     def at(step: Int[Array, ""], params: Params, statistics: State) -> tuple[Params, State]:

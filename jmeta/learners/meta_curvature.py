@@ -9,14 +9,14 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
-from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 
 
 def meta_curvature(
     model: Model,
     *,
-    inner_rate: float = 0.4,
+    inner_rate: float | None = None,
     inner_steps: int = 1,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),
@@ -28,7 +28,7 @@ def meta_curvature(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: α.
+        inner_rate: α. Default: 0.4 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         loss: L, inner and outer.
         adjoint: how to differentiate through the inner loop.
@@ -49,7 +49,8 @@ def meta_curvature(
     exception.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=0.4)
+    check_inner(α, inner_steps)
     init_model = initialiser(model, inner_steps)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
@@ -60,7 +61,7 @@ def meta_curvature(
     def update(
         gradient: PyTree, state: PyTree, φ: PyTree = None, *, hyper: PyTree, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(lambda g, matrices: -inner_rate * _transformed(g, matrices), gradient, hyper), state
+        return jax.tree.map(lambda g, matrices: -α * _transformed(g, matrices), gradient, hyper), state
 
     optimiser = optax.GradientTransformationExtraArgs(optax.identity().init, update)
     solve = adjoint(InnerProblem(support_loss(model, loss), optimiser, inner_steps))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.adjoint import first_order
 from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
 from jmeta.errors import ConfigError
-from jmeta.inner import InnerProblem, Loss, answers, check_inner, initialiser, support_loss
+from jmeta.inner import InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import widened
 
@@ -18,7 +18,7 @@ from jmeta.tree import widened
 def reptile(
     model: Model,
     *,
-    inner_rate: float = 1e-3,
+    inner_rate: float | None = None,
     inner_steps: int = 5,
     inner_batch: int | None = 10,
     loss: Loss = softmax_cross_entropy,
@@ -31,7 +31,7 @@ def reptile(
 
     Args:
         model: the network, with as many outputs as the tasks have ways.
-        inner_rate: α.
+        inner_rate: α. Default: 1e-3 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         inner_batch: examples of a mini-batch, drawn without replacement for each step; all where there are no more, or
             None.
@@ -60,7 +60,8 @@ def reptile(
     task to task; and it draws mini-batches by walking through the shuffled examples, where here each is drawn anew.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=1e-3)
+    check_inner(α, inner_steps)
     if inner_batch is not None and inner_batch < 1:
         raise ConfigError(f"inner_batch is {inner_batch}; give at least 1 example, or None for all.")
     whole = support_loss(model, loss)
@@ -73,7 +74,7 @@ def reptile(
         rows = jax.lax.top_k(score, min(inner_batch or n, n))[1]
         return whole(key, params, state, jax.tree.map(lambda x: x[rows], support))
 
-    adapt = first_order()(InnerProblem(inner_loss, inner_optimizer(inner_rate), inner_steps))
+    adapt = first_order()(InnerProblem(inner_loss, inner_optimizer(α), inner_steps))
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task

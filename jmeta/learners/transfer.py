@@ -27,7 +27,7 @@ from jmeta.core import (
 )
 from jmeta.distances import cosine, unit
 from jmeta.errors import ConfigError
-from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, support_loss
+from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import everything, under
 
@@ -38,7 +38,7 @@ Logits = Callable[[Float[Array, "n features"], Head], Float[Array, "n ways"]]
 def transfer(
     model: Model,
     *,
-    inner_rate: float = 0.05,
+    inner_rate: float | None = None,
     inner_steps: int = 20,
     body: bool = True,
     new_head: bool = True,
@@ -52,7 +52,7 @@ def transfer(
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width; `jmeta.Conv4(outputs=None)`.
-        inner_rate: α, of fine-tuning.
+        inner_rate: α, of fine-tuning. Default: 0.05 for cross entropy, 0.01 for any other loss.
         inner_steps: K.
         body: whether the body is fine-tuned as well as the head; without, this is the Baseline of Chen et al.
         new_head: whether a task gets a new head; a regression rather goes on with that of pre-training.
@@ -77,15 +77,14 @@ def transfer(
     Differences from the paper: fine-tuning takes full batches of the support; the paper takes mini-batches of 4, 100
     times. Batch norm keeps the averages of pre-training, for support and queries.
     """
-    check_inner(inner_rate, inner_steps)
+    α = rate_for(loss, inner_rate, classes=0.05)
+    check_inner(α, inner_steps)
     adaptable = everything if body else under("head")
     return _fine_tuned(
         model,
         linear,
         lambda key, head, ways: jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], ways), x.dtype), head),
-        InnerProblem(
-            support_loss(with_head(at_test(model), linear), loss), inner_optimizer(inner_rate), inner_steps, adaptable
-        ),
+        InnerProblem(support_loss(with_head(at_test(model), linear), loss), inner_optimizer(α), inner_steps, adaptable),
         loss,
         new_head,
     )

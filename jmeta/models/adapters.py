@@ -4,6 +4,7 @@ Training is told from answering by whatever switch the network has, as an argume
 `is_training`, and with the other meaning `deterministic`, `use_running_average` or `inference`.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -57,9 +58,10 @@ def linen(module: nn.Module) -> Model:
         >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
         (2, 5)
     """
-    call = _Call(type(module).__call__, type(module).__name__)
-    fields = {name for name in _SWITCHES if isinstance(getattr(module, name, None), bool)}
-    call.switches -= {name for name in call.switches if name in fields}  # Linen takes one of the two, not both
+    call = _Call.of(type(module).__call__, type(module).__name__)
+    fields = tuple(name for name in _SWITCHES if isinstance(getattr(module, name, None), bool))
+    # Linen takes a field or an argument of the same name, not both
+    call = dataclasses.replace(call, known=tuple(name for name in call.known if name not in fields))
     switched = bool(fields or call.switches)
 
     def ready(train: bool) -> nn.Module:
@@ -162,7 +164,7 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         return graph, params, random, {name: part for name, part in state.items() if part}
 
     abstract = flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0)))
-    call = _Call(type(abstract).__call__, type(abstract).__name__)
+    call = _Call.of(type(abstract).__call__, type(abstract).__name__)
     for _, part in flax_nnx.iter_modules(abstract):
         if isinstance(part, flax_nnx.Conv) and part.conv_general_dilated is jax.lax.conv_general_dilated:
             part.conv_general_dilated = conv_where_it_fits
@@ -233,7 +235,7 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     _, static = eqx.partition(module, eqx.is_inexact_array)
     layers = jax.tree.leaves(module, is_leaf=lambda x: isinstance(x, eqx.nn.BatchNorm | eqx.nn.Dropout))
     averages = [layer for layer in layers if isinstance(layer, eqx.nn.BatchNorm)]
-    call = _Call(type(module).__call__, type(module).__name__, own=("state", "key"))
+    call = _Call.of(type(module).__call__, type(module).__name__, own=("state", "key"))
     name = type(module).__name__
     if start is None and (averages or "state" in call.needed):
         raise ModelError(f"{name} has layers with a state and no state; make it by eqx.nn.make_with_state({name}).")
@@ -308,7 +310,7 @@ def haiku(function: Callable[..., Any]) -> Model:
     import haiku as hk
 
     transformed = hk.transform_with_state(function)
-    call = _Call(function, getattr(function, "__name__", "the network"), method=False)
+    call = _Call.of(function, getattr(function, "__name__", "the network"), method=False)
 
     def grouped(state: PyTree) -> State:
         averages = {module: leaves for module, leaves in state.items() if "average" in leaves}
@@ -340,23 +342,30 @@ def _shapes(tree: PyTree) -> Any:
     return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
 
 
+@dataclasses.dataclass(frozen=True)
 class _Call:
     """What the call of a network takes beside its inputs: a switch, a `mask`, and what an adapter gives of its own."""
 
-    def __init__(
-        self, function: Callable[..., Any], name: str, own: tuple[str, ...] = (), *, method: bool = True
-    ) -> None:
+    known: tuple[str, ...]
+    needed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str, own: tuple[str, ...] = (), *, method: bool = True) -> "_Call":
         others = list(inspect.signature(function).parameters.values())[2 if method else 1 :]
-        parameters = {p.name: p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        self.known = {name for name in (*_SWITCHES, "mask", *own) if name in parameters}
-        self.switches = self.known & _SWITCHES.keys()
-        self.needed = {name for name, p in parameters.items() if p.default is p.empty}
-        for parameter in parameters:
-            if parameter in self.needed - self.known:
+        parameters = [p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        known = tuple(p.name for p in parameters if p.name in (*_SWITCHES, "mask", *own))
+        needed = tuple(p.name for p in parameters if p.default is p.empty)
+        for parameter in needed:
+            if parameter not in known:
                 raise ModelError(
                     f"the call of {name} needs {parameter!r}, which jmeta does not give; give it a default, or one "
                     f"of the names that it knows: {', '.join(_SWITCHES)}, mask{''.join(f', {n}' for n in own)}."
                 )
+        return cls(known, needed)
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        return tuple(name for name in self.known if name in _SWITCHES)
 
     def options(self, train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
         """The keyword arguments of one call."""
