@@ -156,6 +156,7 @@ class _FewShot:
     def _answers_by(self, answer: partial, support: np.ndarray, transductive: bool | None = None) -> None:
         """From here on it is fitted: `answer` takes inputs of the support's shape last."""
         self._answer, self._support = answer, support
+        self._compiled = compiled(answer.func).program(**answer.keywords)  # looked up once, not at each answer
         self.n_features_in_ = int(np.prod(support.shape[1:]))
         self._transductive = self._is_transductive() if transductive is None else transductive
 
@@ -194,7 +195,7 @@ class _FewShot:
         return np.asarray(self._run(_padded(X, _bucket(len(X)))))[: len(X)]
 
     def _run(self, inputs: Array) -> Array:
-        return compiled(self._answer.func)(*self._answer.args, inputs, **self._answer.keywords)
+        return self._compiled(*self._answer.args, inputs)
 
     def _is_transductive(self) -> bool:
         """Whether the answer to the first input changes beside the others."""
