@@ -12,13 +12,13 @@ import numpy as np
 import tyro
 
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table, percent
-from jmeta import search
+from jmeta.cli.search import ORDERS, Search, search
 
 
 def run(data: str, seed: int) -> dict[str, Any]:
     """What `jmeta search` measures of one seed."""
     jax.clear_caches()  # the programs of two searches in one process once filled its memory map
-    return search.search(search.Search(data=data, seed=seed, out=Path(f"runs/architecture-{seed}"), resume=True))
+    return search(Search(data=data, seed=seed, out=Path(f"runs/architecture-{seed}"), resume=True))
 
 
 def main(data: Literal["omniglot", "glyphs"] = "omniglot", seeds: int = 3) -> None:
@@ -33,7 +33,7 @@ def main(data: Literal["omniglot", "glyphs"] = "omniglot", seeds: int = 3) -> No
     lines = []
     for seed, row in rows.items():
         drawn = sorted(one["accuracy"] for name, one in row["networks"].items() if name.startswith("random"))
-        for name in search.ORDERS:
+        for name in ORDERS:
             one, found = row["networks"][name], row["searches"][name]
             rank = f"{row['rank'][name]} of {len(drawn) + 1}"
             skips = f"{found['skips']} of {len(row['genotypes'][name][0])}"

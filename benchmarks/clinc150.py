@@ -22,8 +22,8 @@ import tyro
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
 from jmeta.data.clinc150 import WIDTH, load_clinc150
+from jmeta.data.text import hashed_text, inverse_document_frequency
 from jmeta.metrics import auroc
-from jmeta.models.text import hashed_text, inverse_document_frequency
 
 SHOTS = (1, 5)
 METHODS = ("prototypical", "TF-IDF")

@@ -21,11 +21,10 @@ from rich.console import Console
 
 import jmeta
 from benchmarks.machine import environment
-from jmeta import experiment
 from jmeta.compilation import compiled
-from jmeta.data import DATA
-from jmeta.learners import LEARNERS
 from jmeta.losses import accuracy
+from jmeta.runs import settings
+from jmeta.runs.registry import LEARNERS
 from jmeta.train import _run as run
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,24 +109,24 @@ STUDIES = {"learners": learners, "ablation": ablation}
 
 def measure(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     """Trains one learner within the budget and evaluates it."""
-    config = experiment.resolve(case.learner, case.data, seed=seed, **case.settings)
-    source, test = (experiment.make_source(config, split) for split in ("train", "test"))
+    config = settings.resolve(case.learner, case.data, seed=seed, **case.settings)
+    source, test = (settings.make_source(config, split) for split in ("train", "test"))
 
-    def sized(steps: int) -> tuple[experiment.Config, jmeta.MetaLearner, optax.GradientTransformation]:
+    def sized(steps: int) -> tuple[settings.Config, jmeta.MetaLearner, optax.GradientTransformation]:
         """The settings for so many meta-steps, with learner and optimiser."""
         options = {**config.options, **case.options(steps)}
-        settings = {"steps": steps, "options": options, "seed": seed, **case.settings}
-        own = experiment.resolve(case.learner, case.data, **settings)
+        flags = {"steps": steps, "options": options, "seed": seed, **case.settings}
+        own = settings.resolve(case.learner, case.data, **flags)
         optimizer = case.optimizer or LEARNERS[case.learner].optimizer
-        return own, experiment.make_learner(own, source), optimizer(own.outer_rate, steps)
+        return own, settings.make_learner(own, source), optimizer(own.outer_rate, steps)
 
     key = jax.random.key(seed)
     rate, compile_seconds, memory = _probe(key, *sized(1000)[1:], source, config.tasks)
     steps = max(20, int(rate * seconds))
     config, learner, optimizer = sized(steps)
     fitted = jmeta.fit(key, learner, source, optimizer=optimizer, steps=steps, tasks=config.tasks, log_every=10)
-    tester = experiment.make_learner(config, test, inner_steps=config.test_inner_steps)
-    metric = DATA[case.data].metric
+    tester = settings.make_learner(config, test, inner_steps=config.test_inner_steps)
+    metric = config.metric
     result = jmeta.evaluate(
         jax.random.key(1), tester, fitted.params, fitted.state, test, episodes=EPISODES, metric=metric
     )

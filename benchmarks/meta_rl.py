@@ -16,9 +16,19 @@ import tyro
 
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
-from jmeta.envs import Box, Discrete, bandit, collect, hidden_cartpole, navigation, point_navigation, reveal
 from jmeta.inner import Adjoint
-from jmeta.models import Policy, RecurrentPolicy
+from jmeta.rl import (
+    Box,
+    Discrete,
+    Policy,
+    RecurrentPolicy,
+    bandit,
+    collect,
+    hidden_cartpole,
+    navigation,
+    point_navigation,
+    reveal,
+)
 
 Row = Mapping[str, Any]
 LATER = {1: 0.01, 2: 0.05}  # α after the first of more updates than a policy was trained for
@@ -268,7 +278,7 @@ def run_collector(episodes: int = 400) -> None:
     horizon = 100
 
     class Navigation(gymnasium.Env):
-        """The point of `jmeta.envs.navigation`."""
+        """The point of `jmeta.rl.navigation`."""
 
         observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         action_space = gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float32)

@@ -15,8 +15,8 @@ import numpy as np
 import jmeta
 from benchmarks.machine import cpu
 from benchmarks.results import RESULTS, Results, markdown_table
-from jmeta import experiment
-from jmeta.learners import LEARNERS
+from jmeta.runs import settings
+from jmeta.runs.registry import LEARNERS
 
 DATA = ("glyphs", "omniglot")
 EPISODES = 640
@@ -102,12 +102,10 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
     options = dict(option.split("=") for option in row.network)
     norm = options.pop("norm", None)
     size = {"tasks": 4, "train_queries": 15} if LEARNERS[row.learner].defaults["tasks"] == 8 else {}
-    config = experiment.resolve(row.learner, data, model=row.model, norm=norm, network=options, **size)
-    source = experiment.make_source(config, "train")
-    learner = experiment.make_learner(config, source)
-    tester = experiment.make_learner(
-        config, experiment.make_source(config, "test"), inner_steps=config.test_inner_steps
-    )
+    config = settings.resolve(row.learner, data, model=row.model, norm=norm, network=options, **size)
+    source = settings.make_source(config, "train")
+    learner = settings.make_learner(config, source)
+    tester = settings.make_learner(config, settings.make_source(config, "test"), inner_steps=config.test_inner_steps)
 
     @partial(jax.jit, static_argnums=1, compiler_options=jmeta.compiler_options())
     def train(keys: jax.Array, steps: int) -> Any:
@@ -127,7 +125,7 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
         params, state = jax.block_until_ready(train(jax.random.split(jax.random.key(0), seeds), steps))
         result[str(steps)] = {"seconds": time.monotonic() - begin, "device": cpu() if device == "cpu" else device}
         for other in DATA:
-            test = experiment.make_source(experiment.resolve(row.learner, other, model=row.model), "test")
+            test = settings.make_source(settings.resolve(row.learner, other, model=row.model), "test")
             result[str(steps)][other] = []
             for i in range(seeds):
                 θ, statistics = jax.tree.map(lambda x, i=i: x[i], (params, state))

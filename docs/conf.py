@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jmeta
-import jmeta.envs
-import jmeta.models
+import jmeta.rl
+import jmeta.search
 
 project = "jmeta"
 author = "The jmeta authors"
@@ -64,7 +64,7 @@ def undocumented() -> list[str]:
     described = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.MULTILINE))
     return [
         f"{module.__name__}.{name}"
-        for module in (jmeta, jmeta.envs)
+        for module in (jmeta, jmeta.rl, jmeta.search)
         for name, value in vars(module).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
         if not {f"{module.__name__}.{name}", f"jmeta.{name}"} & described
@@ -89,7 +89,7 @@ def _signature(app: Any, what: str, name: str, thing: Any, options: Any, signatu
 def _public(app: Any, env: Any, node: Any, text: Any) -> Any:
     """Where a type is described: `jmeta.core.Task` as `jmeta.Task`."""
     module, _, name = node.get("reftarget", "").rpartition(".")
-    for place in (jmeta, jmeta.envs, jmeta.models):
+    for place in (jmeta, jmeta.rl, jmeta.search):
         if module.startswith("jmeta.") and getattr(getattr(place, name, None), "__module__", None) == module:
             target = f"{place.__name__}.{name}"
             return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)

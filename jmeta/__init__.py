@@ -1,11 +1,8 @@
 """jmeta: functional meta-learning on JAX."""
 
 from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
-from jmeta.architecture import darts, genotype, random_genotype, search_tasks
 from jmeta.bilevel import bilevel
 from jmeta.calibration import calibrate
-from jmeta.checkpoint import restore, save
-from jmeta.citations import citation
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, embedded, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
@@ -17,6 +14,7 @@ from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
+from jmeta.data.text import TokenIds, hashed_text, inverse_document_frequency
 from jmeta.distances import (
     cosine,
     diagonal_mahalanobis,
@@ -24,9 +22,7 @@ from jmeta.distances import (
     euclidean,
     mahalanobis,
     squared_euclidean,
-    with_metric,
 )
-from jmeta.envs.rollout import mean_return
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
@@ -50,7 +46,6 @@ from jmeta.learners.in_context import in_context
 from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
-from jmeta.learners.maml_rl import maml_rl
 from jmeta.learners.matching import matching
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
@@ -60,7 +55,6 @@ from jmeta.learners.prototypical import prototypical
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
-from jmeta.learners.rl2 import rl2
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
@@ -75,10 +69,17 @@ from jmeta.losses import (
 from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
+from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, BatchNorm, Conv4, GroupNorm
-from jmeta.models.text import TextEncoder, TokenIds, hashed_text, inverse_document_frequency
+from jmeta.models.text import TextEncoder
 from jmeta.optimizers import projected, repeated, trust_region
-from jmeta.runs import Run, load
+from jmeta.rl.maml_rl import maml_rl
+from jmeta.rl.rl2 import rl2
+from jmeta.rl.rollout import mean_return
+from jmeta.runs.checkpoint import restore, save
+from jmeta.runs.citations import citation
+from jmeta.runs.run import Run, load
+from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
 from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step
 
 __version__ = "0.2.0.dev0"

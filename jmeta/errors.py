@@ -1,6 +1,12 @@
 """The errors that jmeta raises: one sentence each, what is wrong and what to do."""
 
-from typing import Any
+import difflib
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class JmetaError(Exception):
@@ -57,3 +63,37 @@ class NotFittedError(JmetaError, ValueError, AttributeError):
 
 class TransductiveWarning(UserWarning):
     """Answers depend on the queries beside them, and there are fewer than in the evaluation."""
+
+
+def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry of a name.
+
+    Args:
+        registry: names and entries.
+        name: what is looked for.
+        kind: what the entries are, for the sentence: `"learner"`.
+
+    Returns:
+        The entry.
+
+    Raises:
+        UnknownNameError: there is no such name; the sentence gives the nearest one.
+
+    Example:
+        >>> from jmeta.errors import lookup
+        >>> lookup({"maml": 1}, "maml", "learner")
+        1
+    """
+    if name in registry:
+        return registry[name]
+    nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.0)[0]
+    known = ", ".join(registry)
+    raise UnknownNameError(f"there is no {kind} {name!r}; did you mean {nearest!r}? There are {known}.")
+
+
+def renamed(module: str, name: str, now: ModuleType) -> Any:
+    """A name of a module that is called otherwise now, with a `DeprecationWarning` that says how."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(f"{module} is called {now.__name__} now; import {name} from there.", DeprecationWarning, stacklevel=3)
+    return getattr(now, name)

@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where the library keeps its own."""
 
+import os
 from pathlib import Path
 
 
@@ -12,3 +13,13 @@ def write_whole(file: Path, content: str | bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def cache_folder() -> Path:
+    """`$JMETA_CACHE`, else `jmeta` in `$XDG_CACHE_HOME`, else `~/.cache/jmeta`; nothing is kept where that is `off`."""
+    folder = os.environ.get("JMETA_CACHE")
+    if folder == "off":
+        return Path(os.devnull) / "off"
+    if folder:
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jmeta"

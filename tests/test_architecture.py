@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 import jmeta
 from jmeta.cli import main
-from jmeta.models import CellNetwork
-from jmeta.models.cells import OPERATIONS, SeparableConv, Settings, edge_count
+from jmeta.search import CellNetwork
+from jmeta.search.cells import OPERATIONS, SeparableConv, Settings, edge_count
 from jmeta.tree import combine, partition, under
 
 KEY = jax.random.key(0)

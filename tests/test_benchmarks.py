@@ -14,7 +14,7 @@ from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, flops
 from benchmarks.speed.measure import SYSTEMS, check_losses, measure
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 
 BY_NAME = {case.name: case for case in CASES}
 MAML = BY_NAME["stride, exact, 1 step, 1 query"]

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import jmeta
-from jmeta.checkpoint import latest_step, write_whole
+from jmeta.files import write_whole
+from jmeta.runs.checkpoint import latest_step
 
 
 @functools.cache

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -14,15 +15,25 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from jmeta import checkpoint, cli, experiment
-from jmeta.data import DATA
-from jmeta.learners import LEARNERS
-from jmeta.models import MODELS
-from jmeta.runs import read_rows, read_train_state
+import jmeta
+from jmeta import cli
+from jmeta.cli.show import as_json
+from jmeta.runs import assessment, checkpoint
+from jmeta.runs.registry import DATA, LEARNERS, MODELS
+from jmeta.runs.run import read_rows
 
 TINY = ("--model", "mlp", "--ways", "3", "--queries", "2", "--steps", "5", "--tasks", "1")
 SINUSOID = ("--data", "sinusoid", "--tasks", "1")
-RUN = {"config.json", "metrics.jsonl", "result.json", "learning_curve.png", "adaptation_curve.png"}
+RUN = {
+    "best",
+    "checkpoint",
+    "config.json",
+    "shapes.json",
+    "metrics.jsonl",
+    "result.json",
+    "learning_curve.png",
+    "adaptation_curve.png",
+}
 
 
 def files(folder):
@@ -45,11 +56,6 @@ def prints(capsys, *arguments):
     capsys.readouterr()
     cli.main([str(argument) for argument in arguments])
     return capsys.readouterr().out
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +91,12 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, (folder / "printed").open("w") as printed:
         patch.setattr(sys, "stdout", printed)
         patch.setattr(sys, "stderr", printed)
-        patch.setattr(cli, "_INNER_STEPS", (0,))
-        patch.setattr(cli, "_SHOTS", (2,))
+        patch.setattr(assessment, "INNER_STEPS", (0,))
+        patch.setattr(assessment, "SHOTS", (2,))
+        patch.setattr(assessment, "QUICK", 0)
         cli.main(["train", *SINUSOID, "--steps", "10", "--out", f"{folder}/sinusoid"])
         cli.main(["train", *TINY, "--learner", "prototypical", "--train-ways", "3", "--out", f"{folder}/prototypical"])
-        patch.setattr(cli, "_report", lambda *arguments: None)
-        cli.main(["train", *TINY, "--out", f"{folder}/maml"])
+        cli.main(["train", *TINY, "--no-report", "--out", f"{folder}/maml"])
     return folder
 
 
@@ -125,7 +131,7 @@ def test_every_flag_has_a_default(capsys):
         cli.main(["train", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert out.count("(default:") == len(cli.dataclasses.fields(cli.Train)) and "required" not in out
+    assert out.count("(default:") == len(dataclasses.fields(cli.Train)) and "required" not in out
 
 
 def test_starting_is_quick():
@@ -233,7 +239,6 @@ def test_a_run_is_not_overwritten(capsys, copy_of):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--steps", "20"), "was trained with --steps 10, not 20"),
         (("--learner", "fomaml"), "was trained with --learner maml, not fomaml"),
         (("--seed", "1"), "was trained with --seed 0, not 1"),
         (("--data", "glyphs"), "was trained with --data sinusoid, not glyphs"),
@@ -250,9 +255,9 @@ def test_resume_refuses_a_default_that_was_given(capsys, copy_of):
     assert "not maml" in fails(capsys, "train", "--out", "prototypical", "--resume", "--learner", "maml")
 
 
-def test_resume_of_a_finished_run_leaves_it(copy_of, no_report):
+def test_resume_of_a_finished_run_leaves_it(copy_of):
     before = files(copy_of("sinusoid"))
-    cli.main(["train", *SINUSOID, "--steps", "10", "--seed", "0", "--out", "sinusoid", "--resume"])
+    cli.main(["train", *SINUSOID, "--steps", "10", "--seed", "0", "--out", "sinusoid", "--resume", "--no-report"])
     assert files(Path("sinusoid").absolute()) == before
 
 
@@ -264,26 +269,24 @@ def environment():
 
 
 def parameters(run):
-    like = experiment.resolve(**json.loads((run / "config.json").read_text()))
-    train_state = read_train_state(run, like)
-    assert int(train_state.step) == like.steps
+    loaded = jmeta.load(run)
+    train_state = loaded.train_state
+    assert int(train_state.step) == loaded.config.steps
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((train_state.params, train_state.optimizer_state))]
 
 
-STEPS = ("--steps", "30", "--inner-rate", "0.02", "--seed", "3")
+STEPS = ("--steps", "30", "--inner-rate", "0.02", "--seed", "3", "--no-report")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_report", lambda *arguments: None)
-        cli.main(["train", *SINUSOID, *STEPS, "--out", str(run)])
+    cli.main(["train", *SINUSOID, *STEPS, "--out", str(run)])
     return run
 
 
 @pytest.mark.parametrize(("seed", "least", "most"), [(0, 0, 5), (1, 5, 25)])
-def test_resume_after_kill(seed, least, most, uninterrupted, place, no_report):
+def test_resume_after_kill(seed, least, most, uninterrupted, place):
     rng = np.random.default_rng(seed)
     lines, delay = rng.integers(least, most), rng.uniform(0, 0.2)
     metrics = place / "run" / "metrics.jsonl"
@@ -297,34 +300,34 @@ def test_resume_after_kill(seed, least, most, uninterrupted, place, no_report):
         time.sleep(delay)
         assert process.poll() is None, "the run ended before it was killed"
         process.send_signal(signal.SIGKILL)
-    cli.main(["train", "--out", "run", "--resume"])
+    cli.main(["train", "--out", "run", "--resume", "--no-report"])
     assert parameters(place / "run") == parameters(uninterrupted)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 31))
 
 
-def test_resume_before_the_first_checkpoint_and_with_half_a_line(uninterrupted, place, no_report):
+def test_resume_before_the_first_checkpoint_and_with_half_a_line(uninterrupted, place):
     shutil.copytree(uninterrupted, place / "run")
     shutil.rmtree(place / "run" / "checkpoint")
     metrics = place / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:333])
-    cli.main(["train", "--out", "run", "--resume"])
+    cli.main(["train", "--out", "run", "--resume", "--no-report"])
     assert parameters(place / "run") == parameters(uninterrupted)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 31))
 
 
-def test_resume_from_the_checkpoint_before_one_that_is_not_sealed(uninterrupted, place, no_report):
+def test_resume_from_the_checkpoint_before_one_that_is_not_sealed(uninterrupted, place):
     shutil.copytree(uninterrupted, place / "run")
     (place / "run" / "checkpoint" / "30" / "seal.json").unlink()
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 25
-    cli.main(["train", "--out", "run", "--resume"])
+    cli.main(["train", "--out", "run", "--resume", "--no-report"])
     assert parameters(place / "run") == parameters(uninterrupted)
 
 
-def test_resume_of_a_folder_that_was_only_just_begun(place, no_report):
+def test_resume_of_a_folder_that_was_only_just_begun(place):
     (place / "run").mkdir()
     (place / "run" / "config.part").write_text("{")
-    cli.main(["train", *SINUSOID, "--steps", "2", "--out", "run", "--resume"])
+    cli.main(["train", *SINUSOID, "--steps", "2", "--out", "run", "--resume", "--no-report"])
     assert (place / "run" / "checkpoint" / "2").is_dir()
 
 
@@ -333,12 +336,12 @@ def test_interrupting_says_how_to_go_on(capsys, monkeypatch, place, runs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.setattr(cli, "fit", interrupted)
+    monkeypatch.setattr("jmeta.runs.training.fit", interrupted)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", *SINUSOID, "--out", "run"])
     assert stop.value.code == 130
     assert capsys.readouterr().err.endswith("interrupted; go on by `jmeta train --resume --out run`.\n")
-    monkeypatch.setattr("jmeta.runs.evaluate", interrupted)
+    monkeypatch.setattr("jmeta.runs.run.evaluate", interrupted)
     assert fails(capsys, "evaluate", runs / "sinusoid", code=130) == "interrupted.\n"
 
 
@@ -354,7 +357,7 @@ def test_a_signal_saves_what_is_done(number, code, capsys, monkeypatch, place):
         raise AssertionError("goes on")
 
     monkeypatch.setattr(os, "_exit", sys.exit)
-    monkeypatch.setattr(cli, "fit", one_scan)
+    monkeypatch.setattr("jmeta.runs.training.fit", one_scan)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", *SINUSOID, "--steps", "100", "--out", "run"])
@@ -375,7 +378,7 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch, place):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "run/learning_curve.png")
 
-    monkeypatch.setattr(cli, "train", full)
+    monkeypatch.setattr("jmeta.cli.train.parts_of", full)
     sentence = "error: run/learning_curve.png cannot be written or read (No space left on device); make room"
     assert sentence in fails(capsys, "train", *SINUSOID, "--out", "run")
 
@@ -385,20 +388,34 @@ def test_a_loss_that_becomes_non_finite(capsys, place):
         cli.main(["train", *SINUSOID, "--outer-rate", "1e15", "--out", "run"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and "not finite at step 1: " in error
-    assert error.endswith("train anew with another --out.")
+    assert error.endswith(
+        "go on with other rates by --resume --outer-rate or --resume --inner-rate, or train anew with another --out."
+    )
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 1
     result = json.loads(prints(capsys, "evaluate", "run", "--json", "--episodes", "2"))
     assert result["mean_squared_error"] is None or result["mean_squared_error"] > 1e6
     with pytest.raises(SystemExit):
-        cli.main(["train", "--out", "run", "--resume"])
+        cli.main(["train", "--out", "run", "--resume", "--no-report"])
     assert checkpoint.latest_step(place / "run" / "checkpoint") == 1
 
 
 # evaluate
 
 
-def test_a_policy_is_measured_and_drawn_by_updates(place, no_report, capsys):
-    flags = ("--learner", "rl2", "--data", "bandit", "--inner-steps", "0", "--steps", "1", "--tasks", "2")
+def test_a_policy_is_measured_and_drawn_by_updates(place, capsys):
+    flags = (
+        "--learner",
+        "rl2",
+        "--data",
+        "bandit",
+        "--inner-steps",
+        "0",
+        "--steps",
+        "1",
+        "--tasks",
+        "2",
+        "--no-report",
+    )
     cli.main(["train", *flags, "--out", "run"])
     result = json.loads(prints(capsys, "evaluate", "run", "--episodes", "20", "--json"))
     assert [row["test_inner_steps"] for row in result["by_inner_steps"]] == [0, 1, 2, 3]
@@ -431,7 +448,7 @@ def test_evaluate_other_episodes(runs, capsys):
 
 
 def test_what_is_not_finite_is_null_in_json_however_deep():
-    text = cli._json({"value": float("nan"), "rows": [{"value": float("inf"), "steps": 1}]})
+    text = as_json({"value": float("nan"), "rows": [{"value": float("inf"), "steps": 1}]})
     assert json.loads(text) == {"value": None, "rows": [{"value": None, "steps": 1}]}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jmeta
 from jmeta.compilation import Compiled, compiled, made_of
-from jmeta.envs import Box, Environment, bandit, environment_tasks, reveal
+from jmeta.rl import Box, Environment, bandit, environment_tasks, reveal
 from jmeta.train import _evaluate, _init, _run
 
 KEY = jax.random.key(0)

@@ -11,11 +11,11 @@ import pytest
 from flax import linen as nn
 
 import jmeta
-from jmeta import experiment
-from jmeta.envs import Box, Discrete, Trajectory, point_navigation, returns
-from jmeta.learners import LEARNERS, Entry
-from jmeta.models import MODELS
 from jmeta.models.networks import norm_layer
+from jmeta.rl import Box, Discrete, Trajectory, point_navigation, returns
+from jmeta.runs import settings
+from jmeta.runs.registry import LEARNERS, MODELS
+from jmeta.runs.registry import LearnerEntry as Entry
 
 WAYS, SHOTS, QUERIES = 3, 2, 4
 KEY = jax.random.key(0)
@@ -218,7 +218,7 @@ def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, s
 def test_defaults_hold_for_one_query():
     for name, entry in LEARNERS.items():
         data = "point_navigation" if entry.acts else "glyphs"
-        assert experiment.resolve(name, data).norm in (None, "group", "layer")
+        assert settings.resolve(name, data).norm in (None, "group", "layer")
 
 
 @pytest.mark.parametrize("norm", ["group", "per_task", "running"])

@@ -14,7 +14,7 @@ import pytest
 
 import jmeta
 from jmeta.core import check_model
-from jmeta.registry import lookup
+from jmeta.errors import lookup
 from jmeta.tree import combine, partition
 
 

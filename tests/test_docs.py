@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,9 +13,10 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jmeta
-from jmeta import cli, experiment
-from jmeta.learners import LEARNERS
+from jmeta import cli
 from jmeta.models.networks import BatchNorm
+from jmeta.runs import settings
+from jmeta.runs.registry import LEARNERS
 
 KEY = jax.random.key(0)
 WAYS = 3
@@ -235,13 +236,11 @@ def test_it_learns_waves_as_float32_does():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_report", lambda *arguments: None)
-
+def run(tmp_path):
     def train(*flags):
         out = tmp_path / "run"
         data = ("--data", "sinusoid", "--tasks", "1", "--steps", "2")
-        cli.main(["train", *(() if "--resume" in flags else data), "--out", str(out), *flags])
+        cli.main(["train", *(() if "--resume" in flags else data), "--no-report", "--out", str(out), *flags])
         return out
 
     return train
@@ -251,7 +250,7 @@ def test_a_run_in_bfloat16_is_evaluated_and_resumed_as_one(run, capsys, monkeypa
     folder = run("--dtype", "bfloat16")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     made = []
-    monkeypatch.setattr("jmeta.runs.evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
+    monkeypatch.setattr("jmeta.runs.run.evaluate", lambda key, learner, *rest, **options: made.append(learner) or {})
     run("--resume")
     cli.main(["evaluate", str(folder), "--json"])
     assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
@@ -277,11 +276,11 @@ def test_a_run_from_before_there_was_a_dtype_is_one_in_float32(run, capsys):
 
 
 def test_a_setting_of_a_run():
-    config = experiment.resolve("maml", dtype="bfloat16")
-    assert experiment.resolve(**dataclasses.asdict(config)) == config
+    config = settings.resolve("maml", dtype="bfloat16")
+    assert settings.resolve(**dataclasses.asdict(config)) == config
     for wrong in ("int32", "float8"):
         with pytest.raises(jmeta.ConfigError, match=f"there is no dtype '{wrong}'.*float32, bfloat16"):
-            experiment.resolve(dtype=wrong)
+            settings.resolve(dtype=wrong)
 
 
 LOW = [jnp.bfloat16, jnp.float16]
@@ -356,8 +355,8 @@ def test_a_history_is_the_mean_of_all_its_steps():
 
 
 def test_a_policy_in_bfloat16_is_credited_in_float32():
-    from jmeta.envs import bandit
-    from jmeta.policy_gradient import step_mean
+    from jmeta.rl import bandit
+    from jmeta.rl.policy_gradients import step_mean
 
     alive = jnp.ones((1, 301), bool)
     assert step_mean(jnp.ones((1, 301), jnp.bfloat16), alive) == 1.0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta.envs import (
+from jmeta.rl import (
     Box,
     Discrete,
     Environment,
@@ -26,7 +26,7 @@ from jmeta.envs import (
     reveal,
     rollout,
 )
-from jmeta.envs.spaces import check_bounds
+from jmeta.rl.spaces import check_bounds
 
 KEY = jax.random.key(0)
 

@@ -5,9 +5,8 @@ import optax
 import pytest
 
 import jmeta
-from jmeta.envs import Box, Discrete, bandit, point_navigation
-from jmeta.learners import LEARNERS
-from jmeta.models import Policy, RecurrentPolicy
+from jmeta.rl import Box, Discrete, Policy, RecurrentPolicy, bandit, point_navigation
+from jmeta.runs.registry import LEARNERS
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jmeta import plots
-from jmeta.envs import bandit, collect, point_navigation
+from jmeta.rl import bandit, collect, point_navigation
+from jmeta.runs import pictures
 
 KEY = jax.random.key(0)
 
@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 def figure(monkeypatch):
     """The figure that is drawn upon."""
     drawn = Figure()
-    monkeypatch.setattr(plots, "_figure", lambda width, height: drawn)
+    monkeypatch.setattr(pictures, "_figure", lambda width, height: drawn)
     return drawn
 
 
@@ -36,7 +36,7 @@ def episodes(source, output):
 
 def test_trajectories_in_the_plane_are_paths_to_a_star(figure, tmp_path):
     tasks, before, after = episodes(point_navigation(horizon=6), -2.0)
-    plots.trajectories(tmp_path / "paths.png", tasks, before, after)
+    pictures.trajectories(tmp_path / "paths.png", tasks, before, after)
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
     assert len(figure.axes) == 4
     axes = figure.axes[3]  # after, of the second task
@@ -51,12 +51,12 @@ def test_trajectories_in_the_plane_are_paths_to_a_star(figure, tmp_path):
 def test_paths_end_with_their_episodes(figure, tmp_path):
     tasks, before, after = episodes(point_navigation(horizon=6), -2.0)
     before = before._replace(alive=before.alive.at[..., 3:].set(False))
-    plots.trajectories(tmp_path / "paths.png", tasks, before, after)
+    pictures.trajectories(tmp_path / "paths.png", tasks, before, after)
     assert [len(line.get_xydata()) for line in figure.axes[0].lines[:5]] == [3] * 5
 
 
 def test_trajectories_elsewhere_are_rewards(figure, tmp_path):
     tasks, before, after = episodes(bandit(arms=3, pulls=4), 0.0)
-    plots.trajectories(tmp_path / "rewards.png", tasks, before, after)
+    pictures.trajectories(tmp_path / "rewards.png", tasks, before, after)
     for axes, drawn in zip(figure.axes, (before.rewards[0], before.rewards[1], *after.rewards), strict=True):
         np.testing.assert_allclose(axes.lines[0].get_ydata(), drawn.mean(axis=0), rtol=1e-6)

@@ -9,10 +9,8 @@ import pytest
 
 import jmeta
 from jmeta.core import Task
-from jmeta.envs import Discrete, Environment, Trajectory, collect, mdp, navigation
-from jmeta.envs.rollout import Previous
-from jmeta.models import Policy, RecurrentPolicy
-from jmeta.policy_gradient import (
+from jmeta.rl import Discrete, Environment, Policy, RecurrentPolicy, Trajectory, collect, mdp, navigation
+from jmeta.rl.policy_gradients import (
     ESTIMATORS,
     Credit,
     clipped_surrogate,
@@ -22,6 +20,7 @@ from jmeta.policy_gradient import (
     linear_baseline,
     loaded_dice,
 )
+from jmeta.rl.rollout import Previous
 
 KEY = jax.random.key(0)
 STATES, ACTIONS, HORIZON, DISCOUNT = 2, 2, 3, 0.9
@@ -263,7 +262,7 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon(finite):
 
 
 def test_only_the_advantages_of_updates_are_normalized():
-    room = jmeta.envs.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
+    room = jmeta.rl.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
     learner = jmeta.maml_rl(jmeta.linen(Policy(room.actions, hidden=(4,))), trajectories=4, discount=0.9, trace=0.8)
     params, state = learner.init(KEY, Task(room, ()))
     batch = learner.collect(KEY, params, state, jax.tree.map(lambda x: x[None], Task(room, ())))
@@ -275,7 +274,7 @@ def test_only_the_advantages_of_updates_are_normalized():
 
 def test_a_later_rate_scales_the_second_update_alone():
     """Of the same key and α, φ₂ = φ₁ + r g for a later rate r, with φ₁ and g the same: a line through φ₁."""
-    room = jmeta.envs.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
+    room = jmeta.rl.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
     model = jmeta.linen(Policy(room.actions, hidden=(4,)))
     params, state = jmeta.maml_rl(model).init(KEY, Task(room, ()))
 

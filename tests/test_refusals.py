@@ -10,7 +10,7 @@ import optax.contrib
 import pytest
 
 import jmeta
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 
 KEY = jax.random.key(0)
 SOURCE = jmeta.sinusoid(shots=5, queries=5)

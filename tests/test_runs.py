@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta import experiment
-from jmeta.runs import read_config
+from jmeta.runs import settings
+from jmeta.runs.run import read_config
 
 SMALL = {"learner": "maml", "data": "sinusoid", "tasks": 2, "steps": 4}
 
@@ -77,7 +77,7 @@ def test_a_folder_of_another_run_is_left_alone(run, folder):
     ("model", "norm", "now"), [("conv4", "transductive", "conv4-maml"), ("conv4-max", "running", "conv4-maml-max")]
 )
 def test_a_run_before_the_norm_was_an_argument_keeps_its_network(tmp_path, model, norm, now):
-    config = dataclasses.asdict(experiment.resolve("maml", "glyphs", model=now, norm=norm))
+    config = dataclasses.asdict(settings.resolve("maml", "glyphs", model=now, norm=norm))
     del config["norm"], config["network"]
     (tmp_path / "config.json").write_text(json.dumps({**config, "model": model, "batch_norm": norm}))
     stored = read_config(tmp_path)

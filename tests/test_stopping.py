@@ -7,11 +7,11 @@ import sys
 import pytest
 
 import jmeta
-from jmeta.stopping import LOCK, only_writer
+from jmeta.runs.stopping import LOCK, only_writer
 
 HOLD = """
 import pathlib, sys, time
-from jmeta.stopping import only_writer
+from jmeta.runs.stopping import only_writer
 with only_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

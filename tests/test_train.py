@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import jmeta
-from jmeta import experiment
 from jmeta.compilation import compiled
+from jmeta.runs import settings
 from jmeta.train import _run
 
 KEY = jax.random.key(0)
@@ -267,7 +267,7 @@ def test_adam_inside_trains_with_an_eps_root():
     """A network with units that are dead: half of its weights have a gradient of exactly 0."""
     fitted = jmeta.fit(
         KEY,
-        sinusoid_learner(inner_optimizer=experiment.INNER_OPTIMIZERS["adam"]),
+        sinusoid_learner(inner_optimizer=settings.INNER_OPTIMIZERS["adam"]),
         SOURCE,
         steps=3,
         tasks=4,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jmeta.files import cache_folder
+
 
 def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of `make()`, read from the cache folder where an earlier call left them there.
@@ -28,19 +30,13 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
         >>> cached("squares-v1", lambda: {"x": np.arange(4) ** 2})["x"].tolist()
         [0, 1, 4, 9]
     """
-    file = _folder() / f"{name}.npz"
+    file = cache_folder() / f"{name}.npz"
     with contextlib.suppress(Exception), file.open("rb") as stream:  # a damaged file may raise nearly anything
         return dict(np.load(stream).items())
     arrays = make()
     with contextlib.suppress(OSError):
         _write(file, arrays)
     return arrays
-
-
-def _folder() -> Path:
-    if folder := os.environ.get("JMETA_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jmeta"
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -12,8 +12,8 @@ from jaxtyping import Int
 
 from jmeta.core import TaskSource
 from jmeta.data.episodes import Size, from_arrays
+from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError, DataError
-from jmeta.models.text import TokenIds, hashed_text
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 FOLDS = ("01", "02", "03", "04", "05")

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
+from jmeta.data.text import TokenIds
 from jmeta.errors import DataError
-from jmeta.models.text import TokenIds
 
 Transform = Callable[[Key[Array, ""], Float[Array, "n ..."]], Float[Array, "n ..."]]
 Size = int | tuple[int, int]

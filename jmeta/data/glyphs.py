@@ -18,8 +18,8 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 from jmeta.core import TaskSource
 from jmeta.data.cache import cached
 from jmeta.data.episodes import Size, from_arrays
+from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError
-from jmeta.models.text import TokenIds, hashed_text
 
 SPLITS = ("train", "validation", "test")
 DESCRIPTIONS = ("attributes", "text")

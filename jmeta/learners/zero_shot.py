@@ -5,13 +5,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
 from jmeta.errors import DataError
 from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only
 from jmeta.models.adapters import linen
-from jmeta.models.text import TextEncoder, TokenIds
+from jmeta.models.text import TextEncoder
 
 
 def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance = squared_euclidean) -> MetaLearner:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta import checkpoint, experiment
+from jmeta.runs import checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = Path(jmeta.__file__).parents[1]
@@ -21,10 +21,9 @@ SETTINGS = ("--data", "sinusoid", "--tasks", "16", "--inner-rate", "0.02", "--se
 
 
 def begin(out, *flags, steps=20_000, **options):
-    code = "import jmeta.cli as c; c._report = lambda *a: None; c.main()"
     settings = () if "--resume" in flags else (*SETTINGS, "--steps", str(steps))
     return subprocess.Popen(
-        [sys.executable, "-c", code, "train", *settings, "--out", str(out), *flags],
+        [sys.executable, "-m", "jmeta.cli", "train", "--no-report", *settings, "--out", str(out), *flags],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
@@ -44,8 +43,7 @@ def wait_for_rows(process, out, count):
 
 
 def leaves(out):
-    config = experiment.resolve(**json.loads((out / "config.json").read_text()))
-    state = read_train_state(out, config)
+    state = jmeta.load(out).train_state
     return int(state.step), [np.asarray(x).tobytes() for x in jax.tree.leaves((state.params, state.optimizer_state))]
 
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
-from jmeta.envs.environment import Environment
-from jmeta.envs.rollout import Policy, Trajectory, collect, returns, rollout
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint, InnerProblem
-from jmeta.policy_gradient import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
+from jmeta.rl.environment import Environment
+from jmeta.rl.policy_gradients import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
+from jmeta.rl.rollout import Policy, Trajectory, collect, returns, rollout
 from jmeta.tree import widened
 
 
@@ -51,13 +51,13 @@ def maml_rl(
 
     Args:
         model: the policy, `observations [n, ...] -> outputs [n, outputs]`, as
-            `jmeta.linen(jmeta.models.Policy(actions))` gives.
+            `jmeta.linen(jmeta.rl.Policy(actions))` gives.
         inner_rate: α, on the surrogate per step of the horizon.
         later_rate: α of the updates after the first; default α. Normalised advantages make their gradients as long as
             the first, although the goal is nearer: a tenth of α suits a policy that was trained for one update.
         inner_steps: K; with 0 the policy is trained on all tasks without adaptation.
         estimator: the surrogate of the inner gradient: `vpg`, `dice`, `loaded_dice` or `promp` of
-            `jmeta.policy_gradient`.
+            `jmeta.rl.policy_gradients`.
         adjoint: how to differentiate through each update; `first_order()` leaves the second derivatives away.
         trajectories: episodes of each update.
         discount: γ.
@@ -80,8 +80,8 @@ def maml_rl(
 
     Example:
         >>> import jax, jmeta
-        >>> from jmeta.envs import Box, point_navigation
-        >>> learner = jmeta.maml_rl(jmeta.linen(jmeta.models.Policy(Box(2, -0.1, 0.1))), trajectories=5)
+        >>> from jmeta.rl import Box, point_navigation
+        >>> learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(Box(2, -0.1, 0.1))), trajectories=5)
         >>> source = point_navigation(horizon=10)
         >>> fitted = jmeta.fit(jax.random.key(0), learner, source, steps=2, tasks=2, optimizer=jmeta.trust_region())
 
@@ -146,7 +146,7 @@ def maml_rl(
         if outputs.shape != (1, environment.actions.outputs):
             raise ModelError(
                 f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} needs "
-                f"{environment.actions.outputs}; jmeta.models.Policy(actions) gives as many as its action space wants."
+                f"{environment.actions.outputs}; jmeta.rl.Policy(actions) gives as many as its action space wants."
             )
         return params, state
 

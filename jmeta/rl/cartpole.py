@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import TaskSource
-from jmeta.envs.environment import Environment, environment_tasks
-from jmeta.envs.spaces import Box
+from jmeta.rl.environment import Environment, environment_tasks
+from jmeta.rl.spaces import Box
 
 GRAVITY, CART_MASS, FORCE, SECONDS = 9.8, 1.0, 10.0, 0.02
 FAR, STEEP = 2.4, 12 * jnp.pi / 180
@@ -76,7 +76,7 @@ def environment(params: Physics | None = None, horizon: int = 100) -> Environmen
         the end.
 
     Example:
-        >>> from jmeta.envs import cartpole
+        >>> from jmeta.rl import cartpole
         >>> cartpole.environment().horizon
         100
 
@@ -109,7 +109,7 @@ def hidden_cartpole(*, horizon: int = 100, queries: int = 20) -> TaskSource:
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import hidden_cartpole
+        >>> from jmeta.rl import hidden_cartpole
         >>> source = hidden_cartpole()
         >>> float(source.sample(jax.random.key(0), source.data).support.params.length) >= 0.25
         True

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jmeta.envs.environment import Environment
-from jmeta.envs.rollout import Trajectory, returns
-from jmeta.models.cells import Genotype
+from jmeta.rl.environment import Environment
+from jmeta.rl.rollout import Trajectory, returns
+from jmeta.search.cells import Genotype
 
 
 def learning_curve(file: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> None:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from jmeta.envs.environment import Environment
-from jmeta.envs.spaces import Box, Discrete, Space
 from jmeta.errors import ConfigError
+from jmeta.rl.environment import Environment
+from jmeta.rl.spaces import Box, Discrete, Space
 
 
 def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None = None) -> Environment:
@@ -27,7 +27,7 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
         ConfigError: an action space that is neither discrete nor a box of one dimension with the same finite bounds.
 
     Example:
-        >>> from jmeta.envs import from_gymnax  # doctest: +SKIP
+        >>> from jmeta.rl import from_gymnax  # doctest: +SKIP
         >>> environment = from_gymnax(gymnax.make("CartPole-v1")[0])  # doctest: +SKIP
 
     Reference: Lange 2022, gymnax, https://github.com/RobertTLange/gymnax.
@@ -60,7 +60,7 @@ def from_brax(environment: Any, *, horizon: int = 200) -> Environment:
         it, less 0.05 times the squared action. Negative targets are backward.
 
     Example:
-        >>> from jmeta.envs import from_brax  # doctest: +SKIP
+        >>> from jmeta.rl import from_brax  # doctest: +SKIP
         >>> environment = from_brax(brax.envs.get_environment("halfcheetah"))  # doctest: +SKIP
 
     Reference: Finn et al. 2017, section 5.3 (half-cheetah, goal velocity).

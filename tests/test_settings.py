@@ -6,16 +6,14 @@ import jax
 import pytest
 
 import jmeta
-from jmeta import experiment
-from jmeta.data import DATA
-from jmeta.data import Entry as DataEntry
-from jmeta.learners import LEARNERS
-from jmeta.models import MODELS
-from jmeta.registry import lookup
+from jmeta.errors import lookup
+from jmeta.runs import settings
+from jmeta.runs.entries import DataEntry
+from jmeta.runs.registry import DATA, LEARNERS, MODELS
 
 
 def test_the_demo_is_maml_on_glyphs():
-    config = experiment.resolve()
+    config = settings.resolve()
     assert (config.learner, config.data, config.model, config.ways, config.shots, config.queries, config.seed) == (
         *("maml", "glyphs", "conv4"),
         *(5, 1, 15, 0),
@@ -23,41 +21,41 @@ def test_the_demo_is_maml_on_glyphs():
 
 
 def test_given_settings_win_over_data_over_learner_over_library():
-    assert experiment.resolve("prototypical").model == "conv4-max"
-    assert experiment.resolve("maml").inner_rate == 0.4
-    assert experiment.resolve("maml", "sinusoid").inner_rate == 0.01
-    assert experiment.resolve("maml", "sinusoid", inner_rate=0.02).inner_rate == 0.02
+    assert settings.resolve("prototypical").model == "conv4-max"
+    assert settings.resolve("maml").inner_rate == 0.4
+    assert settings.resolve("maml", "sinusoid").inner_rate == 0.01
+    assert settings.resolve("maml", "sinusoid", inner_rate=0.02).inner_rate == 0.02
 
 
 def test_training_episodes_follow_those_of_the_report():
-    config = experiment.resolve("maml", ways=3, queries=2, inner_steps=4)
+    config = settings.resolve("maml", ways=3, queries=2, inner_steps=4)
     assert (config.train_ways, config.train_queries, config.test_inner_steps) == (3, 5, 4)
-    assert experiment.resolve("maml", "sinusoid").train_queries == 10
-    assert experiment.resolve("prototypical", ways=3).train_ways == 20
+    assert settings.resolve("maml", "sinusoid").train_queries == 10
+    assert settings.resolve("prototypical", ways=3).train_ways == 20
 
 
 def test_what_has_no_meaning_is_none():
-    assert experiment.resolve("prototypical").inner_rate is None
-    assert experiment.resolve("maml").distance is None
-    config = experiment.resolve("maml", "sinusoid")
+    assert settings.resolve("prototypical").inner_rate is None
+    assert settings.resolve("maml").distance is None
+    config = settings.resolve("maml", "sinusoid")
     assert (config.ways, config.train_ways, config.norm) == (None, None, None)
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_resolved_config_resolves_to_itself(learner, data):
-    if LEARNERS[learner].acts != DATA[data].environment:
+    if LEARNERS[learner].acts != (DATA[data].kind == "environment"):
         with pytest.raises(jmeta.ConfigError, match=f"{data} is (no|an) environment, which {learner} cannot learn"):
-            experiment.resolve(learner, data)
+            settings.resolve(learner, data)
         return
     if LEARNERS[learner].descriptions and not DATA[data].descriptions:
         with pytest.raises(
             jmeta.ConfigError, match=f"{learner} reads descriptions of classes and {data} has none; use"
         ):
-            experiment.resolve(learner, data)
+            settings.resolve(learner, data)
         return
-    config = experiment.resolve(learner, data, seed=3)
-    assert experiment.resolve(**dataclasses.asdict(config)) == config
+    config = settings.resolve(learner, data, seed=3)
+    assert settings.resolve(**dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def test_a_resolved_config_resolves_to_itself(learner, data):
 )
 def test_bad_settings(flags, sentence):
     with pytest.raises(jmeta.ConfigError, match=sentence):
-        experiment.resolve(**flags)
+        settings.resolve(**flags)
 
 
 @pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
@@ -109,10 +107,10 @@ def test_bad_settings(flags, sentence):
 def test_every_combination_begins_or_says_why_not(learner, data, model):
     def begin():
         ways = {} if data == "sinusoid" else {"ways": 3}
-        config = experiment.resolve(learner, data, model=model, **ways)
-        source = experiment.make_source(config, "train" if LEARNERS[learner].pretrains else "test")
-        made = experiment.make_learner(config, source)
-        return jax.eval_shape(lambda: experiment.begin(config, made, source))
+        config = settings.resolve(learner, data, model=model, **ways)
+        source = settings.make_source(config, "train" if LEARNERS[learner].pretrains else "test")
+        made = settings.make_learner(config, source)
+        return jax.eval_shape(lambda: settings.begin(config, made, source))
 
     inputs = {"sinusoid": ("mlp",), "clinc150": ("mlp", "text")}.get(data, ("conv4", "conv4-max", "mlp"))
     if LEARNERS[learner].descriptions and not DATA[data].descriptions:
@@ -129,47 +127,47 @@ def test_every_combination_begins_or_says_why_not(learner, data, model):
 
 
 def test_options_of_a_learner_become_values():
-    config = experiment.resolve("maml_plus_plus", options={"learned_rates": "false", "per_step": "3"})
+    config = settings.resolve("maml_plus_plus", options={"learned_rates": "false", "per_step": "3"})
     assert config.options == {"multi_step_loss": 500, "learned_rates": False, "per_step": 3}
-    assert experiment.resolve("imaml", options={"proximal": "1"}).options == {"proximal": 1}
-    wrong = experiment.resolve("maml_plus_plus", options={"per_step": 9})
-    source = experiment.make_source(wrong, "train")
+    assert settings.resolve("imaml", options={"proximal": "1"}).options == {"proximal": 1}
+    wrong = settings.resolve("maml_plus_plus", options={"per_step": 9})
+    source = settings.make_source(wrong, "train")
     with pytest.raises(jmeta.ConfigError, match="per_step is 9, but there are 5 inner steps"):
-        experiment.make_learner(wrong, source)
+        settings.make_learner(wrong, source)
 
 
 def test_pre_training_takes_batches_and_tests_on_episodes():
-    config = experiment.resolve("transfer", batch=16)
-    train, test = (experiment.make_source(config, split) for split in ("train", "test"))
+    config = settings.resolve("transfer", batch=16)
+    train, test = (settings.make_source(config, split) for split in ("train", "test"))
     assert train.protocol["batch"] == 16
     assert test.protocol == {"ways": 5, "shots": 1, "queries": 15}
 
 
 def test_a_regression_has_settings_of_its_own():
-    config = experiment.resolve("cavia", "sinusoid")
+    config = settings.resolve("cavia", "sinusoid")
     assert (config.inner_rate, config.inner_steps, config.shots, config.model) == (1.0, 1, 10, "mlp")
-    assert experiment.resolve("transfer", "sinusoid").options == {"new_head": False}
+    assert settings.resolve("transfer", "sinusoid").options == {"new_head": False}
 
 
 def test_sources_have_the_ways_and_queries_of_their_split():
-    config = experiment.resolve("prototypical", ways=3, queries=2)
-    train, test = (experiment.make_source(config, split).protocol for split in ("train", "test"))
+    config = settings.resolve("prototypical", ways=3, queries=2)
+    train, test = (settings.make_source(config, split).protocol for split in ("train", "test"))
     assert (train["ways"], train["queries"], test["ways"], test["queries"]) == (20, 5, 3, 2)
-    assert experiment.make_source(config, "test", shots=4).protocol["shots"] == 4
+    assert settings.make_source(config, "test", shots=4).protocol["shots"] == 4
 
 
 def test_other_ways_than_trained_for():
-    assert experiment.make_source(experiment.resolve("prototypical"), "test", ways=7).protocol["ways"] == 7
+    assert settings.make_source(settings.resolve("prototypical"), "test", ways=7).protocol["ways"] == 7
     with pytest.raises(jmeta.ConfigError, match="one output for each of its 5 ways, so it cannot take 7"):
-        experiment.make_source(experiment.resolve("maml"), "test", ways=7)
+        settings.make_source(settings.resolve("maml"), "test", ways=7)
     with pytest.raises(jmeta.ConfigError, match="--ways has no meaning for sinusoid"):
-        experiment.make_source(experiment.resolve("maml", "sinusoid"), "test", ways=7)
+        settings.make_source(settings.resolve("maml", "sinusoid"), "test", ways=7)
 
 
 def test_inner_steps_of_a_learner_without():
-    config = experiment.resolve("prototypical")
+    config = settings.resolve("prototypical")
     with pytest.raises(jmeta.ConfigError, match="--inner-steps has no meaning for prototypical"):
-        experiment.make_learner(config, experiment.make_source(config, "test"), inner_steps=1)
+        settings.make_learner(config, settings.make_source(config, "test"), inner_steps=1)
 
 
 def test_lake_validates_on_training_characters(monkeypatch):
@@ -181,14 +179,14 @@ def test_lake_validates_on_training_characters(monkeypatch):
 
     monkeypatch.setattr("jmeta.data.omniglot", omniglot)
     for split, expected in (("train", "train"), ("validation", "train"), ("test", "test")):
-        experiment.make_source(experiment.resolve("maml", "omniglot-lake"), split)
+        settings.make_source(settings.resolve("maml", "omniglot-lake"), split)
         assert (asked["split"], asked["protocol"]) == (expected, "lake")
     assert "validates on training characters" in DATA["omniglot-lake"].summary
 
 
 def test_the_outer_rate_falls_to_zero():
-    config = experiment.resolve("maml", steps=10, outer_rate=0.5)
-    optimizer = experiment.make_optimizer(config)
+    config = settings.resolve("maml", steps=10, outer_rate=0.5)
+    optimizer = settings.make_optimizer(config)
     state = optimizer.init(0.0)
     count = jax.tree.map(lambda x: x + 10 if x.dtype == "int32" else x, state)
     with jax.numpy_dtype_promotion("standard"):
@@ -213,9 +211,9 @@ def test_entries_have_a_line_and_a_paper():
 
 
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if LEARNERS[name].acts])
-@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].environment])
+@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].kind == "environment"])
 def test_what_acts_begins_in_every_environment(learner, data):
-    config = experiment.resolve(learner, data, inner_steps=0)
-    source = experiment.make_source(config, "test")
-    made = experiment.make_learner(config, source)
-    assert jax.eval_shape(lambda: experiment.begin(config, made, source)).step.shape == ()
+    config = settings.resolve(learner, data, inner_steps=0)
+    source = settings.make_source(config, "test")
+    made = settings.make_learner(config, source)
+    assert jax.eval_shape(lambda: settings.begin(config, made, source)).step.shape == ()

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jmeta.core import TaskSource
-from jmeta.envs.environment import Environment, environment_tasks
-from jmeta.envs.spaces import Discrete
 from jmeta.errors import ConfigError
+from jmeta.rl.environment import Environment, environment_tasks
+from jmeta.rl.spaces import Discrete
 
 
 class Tables(NamedTuple):
@@ -58,7 +58,7 @@ def tables(params: Tables, horizon: int = 10, noise: float = 0.0) -> Environment
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jmeta.envs import mdp
+        >>> from jmeta.rl import mdp
         >>> environment = mdp.tables(mdp.Tables(jnp.full((3, 2, 3), 1 / 3), jnp.zeros((3, 2))))
         >>> environment.actions.n
         2
@@ -89,7 +89,7 @@ def tabular_mdp(*, states: int = 10, actions: int = 5, horizon: int = 10, querie
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import tabular_mdp
+        >>> from jmeta.rl import tabular_mdp
         >>> source = tabular_mdp()
         >>> source.sample(jax.random.key(0), source.data).support.params.rewards.shape
         (10, 5)

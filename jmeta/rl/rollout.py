@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from jmeta.envs.environment import Environment
+from jmeta.rl.environment import Environment
 from jmeta.tree import widened
 
 
@@ -71,7 +71,7 @@ def rollout(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.envs import navigation, rollout
+        >>> from jmeta.rl import navigation, rollout
         >>> straight = lambda carry, observation, previous: (carry, jnp.asarray([1.0, 0.0, -9.0, -9.0]))
         >>> room = navigation.environment(goal=jnp.asarray([0.5, 0.0]))
         >>> _, trajectory = rollout(jax.random.key(0), room, straight, ())
@@ -123,7 +123,7 @@ def collect(key: Key[Array, ""], environment: Environment, policy: Policy, episo
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import collect, navigation
+        >>> from jmeta.rl import collect, navigation
         >>> act = lambda carry, observation, previous: (carry, jax.numpy.zeros(4))
         >>> collect(jax.random.key(0), navigation.environment(), act, 20).rewards.shape
         (20, 100)
@@ -153,7 +153,7 @@ def mean_return(outputs: Trajectory, targets: PyTree) -> Float[Array, ""]:
 
     Example:
         >>> import jax, jmeta
-        >>> from jmeta.envs import collect, navigation
+        >>> from jmeta.rl import collect, navigation
         >>> still = lambda carry, observation, previous: (carry, jax.numpy.asarray([0.0, 0.0, -99.0, -99.0]))
         >>> room = navigation.environment(goal=jax.numpy.asarray([0.5, 0.0]), horizon=10)
         >>> float(jmeta.mean_return(collect(jax.random.key(0), room, still, 2), ()))

@@ -1,6 +1,7 @@
 """Architecture search as meta-learning for architectures: DARTS, on the losses of any meta-learner."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jmeta.bilevel import bilevel
 from jmeta.core import MetaLearner, Params, Task, TaskSource
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint
-from jmeta.models.cells import OPERATIONS, Edge, Genotype, edge_count
+from jmeta.search.cells import OPERATIONS, Edge, Genotype, edge_count
 from jmeta.tree import combine, partition, under
 
 # the paper's, without annealing
@@ -36,7 +37,7 @@ def darts(
 
     Args:
         learner: whose architecture is searched: its model has architecture parameters, as
-            `jmeta.models.CellNetwork(genotype=None)`. Prototypical networks, MAML, or a classifier.
+            `jmeta.search.CellNetwork(genotype=None)`. Prototypical networks, MAML, or a classifier.
         inner_optimizer: of the weights, ξ its rate; default the paper's, momentum at 0.025 without annealing.
         adjoint: `exact()` is the second-order search; `first_order()` takes ∇F at the weights as constants.
         architecture: a predicate on the path of a leaf of the parameters: which are θ.
@@ -51,7 +52,7 @@ def darts(
 
     Example:
         >>> import jax, jmeta, optax
-        >>> network = jmeta.models.CellNetwork(features=2, nodes=1, cells=("normal",))
+        >>> network = jmeta.search.CellNetwork(features=2, nodes=1, cells=("normal",))
         >>> learner = jmeta.darts(jmeta.prototypical(jmeta.linen(network)))
         >>> tasks = jmeta.search_tasks(jmeta.glyphs(queries=1), jmeta.glyphs(split="validation", queries=1))
         >>> found = jmeta.fit(jax.random.key(0), learner, tasks, steps=1, tasks=1, optimizer=optax.adam(3e-4))
@@ -134,7 +135,7 @@ def genotype(params: Params, *, skips: int | None = None, operations: Mapping[st
         operations: in the order of the parameters.
 
     Returns:
-        The genotype, which `jmeta.models.CellNetwork(genotype=...)` builds.
+        The genotype, which `jmeta.search.CellNetwork(genotype=...)` builds.
 
     Raises:
         ConfigError: `skips` is negative.
@@ -210,3 +211,8 @@ def random_genotype(seed: int, nodes: int = 2, operations: Mapping[str, object] 
         return tuple((names[random.integers(len(names))], int(i)) for pair in inputs for i in pair)
 
     return Genotype(cell(), cell())
+
+
+def genotype_of(cells: Any) -> Genotype:
+    """A genotype from JSON, which has lists alone."""
+    return Genotype(*(tuple((str(name), int(i)) for name, i in cell) for cell in cells))

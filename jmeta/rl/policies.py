@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from jmeta.envs.environment import flat_observation
-from jmeta.envs.spaces import Box, Space
+from jmeta.rl.environment import flat_observation
+from jmeta.rl.spaces import Box, Space
 
 
 class Policy(nn.Module):
@@ -24,8 +24,8 @@ class Policy(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.envs import Box
-        >>> from jmeta.models import Policy
+        >>> from jmeta.rl import Box
+        >>> from jmeta.rl import Policy
         >>> Policy(Box(2)).init_with_output(jax.random.key(0), jnp.ones((10, 3)))[0].shape
         (10, 4)
 
@@ -62,8 +62,8 @@ class RecurrentPolicy(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.envs import Discrete
-        >>> from jmeta.models import RecurrentPolicy
+        >>> from jmeta.rl import Discrete
+        >>> from jmeta.rl import RecurrentPolicy
         >>> network = RecurrentPolicy(Discrete(5), width=32)
         >>> (memory, outputs), _ = network.init_with_output(jax.random.key(0), (None, jnp.ones((10, 7))))
         >>> memory.shape, outputs.shape

@@ -11,17 +11,21 @@ from typing import Any
 
 import jax
 
-from jmeta import experiment
+from jmeta.runs import settings
+from jmeta.files import write_whole
+from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.core import Examples, MetaLearner, Params, State, Task, TaskSource
+from jmeta.data.own import is_path
+from jmeta.errors import CheckpointError, ConfigError, DataError
 from jmeta.calibration import calibrate
-from jmeta.checkpoint import restore, save, write_whole
-from jmeta.core import MetaLearner, Params, State, TaskSource
-from jmeta.data import DATA
-from jmeta.errors import CheckpointError, ConfigError
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
-from jmeta.experiment import Config
-from jmeta.losses import softmax_cross_entropy
+from jmeta.runs.own import data_entry
+from jmeta.runs.registry import DATA
+from jmeta.runs.settings import Config
+from jmeta.runs.shapes import from_json, to_json
 from jmeta.train import Metrics, TrainState, evaluate, fit
 
+LAST, BEST = "checkpoint", "best"  # the folders of the last checkpoint, and of the best one by validation
 _ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has
 
 
@@ -33,6 +37,9 @@ class Run:
         config: the settings, as `config.json` holds them.
         train_state: θ, state and all else that the next meta-step needs.
         history: the rows of `metrics.jsonl`.
+        best: the `TrainState` of the best validation, which is what is evaluated and adapted; None for the last one.
+        shapes: a task of shapes of training and of test, as far as they are known without the data.
+        measured_temperature: of the probabilities, where it was measured before.
 
     Example:
         >>> import jmeta
@@ -44,15 +51,18 @@ class Run:
     config: Config
     train_state: TrainState
     history: Sequence[Mapping[str, Any]] = ()
+    best: TrainState | None = None
+    shapes: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    measured_temperature: float | None = None
 
     @classmethod
-    def begin(cls, learner: str | None = None, data: str | None = None, **settings: Any) -> "Run":
+    def begin(cls, learner: str | None = None, data: str | None = None, **options: Any) -> "Run":
         """A run before its first meta-step.
 
         Args:
             learner: a name of the registry; default maml.
             data: a name of the registry; default glyphs.
-            settings: the flags of `jmeta train`, with underscores.
+            options: the flags of `jmeta train`, with underscores.
 
         Returns:
             The run.
@@ -61,19 +71,19 @@ class Run:
             UnknownNameError: a name is in no registry.
             ConfigError: a setting that has no meaning here, or a value that cannot work.
         """
-        config = experiment.resolve(learner, data, **settings)
-        source = experiment.make_source(config, "train")
-        return cls(config, experiment.begin(config, experiment.make_learner(config, source), source))
+        config = settings.resolve(learner, data, **options)
+        source = settings.make_source(config, "train")
+        return cls(config, settings.begin(config, settings.make_learner(config, source), source))
 
     @property
     def params(self) -> Params:
-        """θ."""
-        return self.train_state.params
+        """θ, of the best validation where there was one."""
+        return (self.best or self.train_state).params
 
     @property
     def state(self) -> State:
-        """The learner's state."""
-        return self.train_state.state
+        """The learner's state beside θ."""
+        return (self.best or self.train_state).state
 
     def source(self, split: str = "test", **sizes: int) -> TaskSource:
         """The tasks of a split, train, validation or test; `ways`, `shots`, `queries` instead of the run's."""
@@ -81,14 +91,14 @@ class Run:
             raise ConfigError(f"there is no split {split!r}; choose test, validation or train.")
         return _source(_hashable(self.config), split, tuple(sorted(sizes.items())))
 
-    def learner_for(self, source: TaskSource, inner_steps: int | None = None) -> MetaLearner:
+    def learner_for(self, source: TaskSource | Task, inner_steps: int | None = None) -> MetaLearner:
         """The learner with a network that fits some tasks, and other inner steps than in training."""
-        return experiment.make_learner(self.config, source, inner_steps=inner_steps)
+        return settings.make_learner(self.config, source, inner_steps=inner_steps)
 
     @property
     def learner(self) -> MetaLearner:
         """The learner as it is tested."""
-        return self.learner_for(self.source("test"), self.config.test_inner_steps)
+        return self.learner_for(self.shapes.get("test") or self.source("test"), self.config.test_inner_steps)
 
     def fit(self, *, steps: int | None = None) -> "Run":
         """Goes on with meta-training.
@@ -112,7 +122,7 @@ class Run:
             jax.random.key(config.seed),
             self.learner_for(source),
             source,
-            optimizer=experiment.make_optimizer(config),
+            optimizer=settings.make_optimizer(config),
             steps=config.steps,
             tasks=config.tasks,
             log_every=max(1, config.steps // 100),
@@ -138,11 +148,45 @@ class Run:
         """
         source = self.source(split, **sizes)
         steps = self.config.test_inner_steps if inner_steps is None else inner_steps
-        metric = DATA[self.config.data].metric
+        metric = self.config.metric
         key, learner = jax.random.key(seed), self.learner_for(source, steps)
         result = evaluate(key, learner, self.params, self.state, source, episodes=episodes, metric=metric)
-        about = {**experiment.protocol(self.config), "test_inner_steps": steps, "seed": seed}
+        about = {**settings.protocol(self.config), "test_inner_steps": steps, "seed": seed}
         return {"split": split, "metric": metric.__name__, **result, **about}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """That of one example, `()` where there are none."""
+        support = (self.shapes.get("test") or settings.shapes_of(self.source("test"))).support
+        return tuple(support.inputs.shape[1:]) if isinstance(support, Examples) else ()
+
+    def on(self, data: str, **own: Any) -> "Run":
+        """The same parameters on other data, to be evaluated across domains.
+
+        Args:
+            data: a name of the registry, or a path.
+            own: what `jmeta.data.own.read_own` takes, for a path.
+
+        Returns:
+            The run, whose `source` and `evaluate` are on the other data.
+
+        Raises:
+            ConfigError: data of another kind.
+            DataError: inputs of another shape.
+        """
+        if is_path(data) and data not in DATA:
+            data = str(Path(data).expanduser().absolute())
+        if self.config.own and is_path(data):  # images are brought to the size that the run was trained with
+            own = {name: value for name, value in self.config.own.items() if name in ("size", "channels")} | own
+        entry = data_entry(data, own)
+        if entry.kind != self.config.kind:
+            raise ConfigError(f"{data} is a {entry.kind}, and the run was trained on a {self.config.kind}.")
+        about = {**own, "kind": entry.kind, "division": entry.division} if entry.division else {}
+        other = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data, own=about), shapes={})
+        shape, there = self.input_shape, other.input_shape
+        if shape != there:
+            raise DataError(f"{data} has inputs of shape {list(there)}, and the run {list(shape)}; bring them to it.")
+        return other
 
     def classifier(self) -> FewShotClassifier:
         """The run in the manner of scikit-learn, for tasks of your own, calibrated on validation tasks."""
@@ -152,12 +196,14 @@ class Run:
     @functools.cached_property
     def temperature(self) -> float:
         """At which its probabilities fit the run's validation tasks, see `jmeta.calibrate`; measured once."""
+        if self.measured_temperature is not None:
+            return self.measured_temperature
         key, source = jax.random.key(0), self.source("validation")
         return calibrate(key, self.learner, self.params, self.state, source, episodes=50)
 
     def regressor(self) -> FewShotRegressor:
         """The same for a run of regression."""
-        if DATA[self.config.data].loss is softmax_cross_entropy:
+        if self.config.kind != "regression":
             raise ConfigError(f"{self.config.data} is no regression; take run.classifier().")
         return FewShotRegressor(self.learner, self.params, self.state)
 
@@ -176,22 +222,26 @@ class Run:
             if same != self.config:
                 raise CheckpointError(f"{folder} holds a run of other settings; choose another folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
-        write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
-        save(folder / "checkpoint", self.train_state)
+        write_settings(folder, self.config, self.history, {split: self.source(split) for split in ("train", "test")})
+        save(folder / LAST, self.train_state)
+        if self.best is not None:
+            save(folder / BEST, self.best)
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path, *, checkpoint: str = BEST) -> Run:
     """Reads a run folder of `jmeta train` or of `Run.save`.
 
     Args:
         folder: as given by `--out`.
+        checkpoint: which parameters are evaluated and adapted: the `"best"` by validation, or the `"last"`. Training
+            goes on from the last in any case.
 
     Returns:
-        The run as it was at its last checkpoint.
+        The run.
 
     Raises:
         CheckpointError: it is no run folder, or it is damaged.
+        ConfigError: another checkpoint than these two.
 
     Example:
         >>> import jmeta, tempfile
@@ -200,16 +250,54 @@ def load(folder: str | Path) -> Run:
         >>> int(jmeta.load(folder).train_state.step)
         10
     """
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"there is no checkpoint {checkpoint!r}; choose best or last.")
     folder = Path(folder).expanduser()
     config = read_config(folder)
-    return Run(config, read_train_state(folder, config), read_rows(folder))
+    shapes = read_shapes(folder)
+    source = shapes.get("train") or settings.make_source(config, "train")
+    like = settings.like(config, settings.make_learner(config, source), source)
+    has_best = checkpoint == BEST and latest_step(folder / BEST) is not None
+    best = restore(folder / BEST, like) if has_best else None
+    return Run(config, restore(folder / LAST, like), read_rows(folder), best, shapes, _read_temperature(folder))
+
+
+def write_settings(
+    folder: Path, config: Config, rows: Sequence[Mapping[str, Any]], sources: Mapping[str, TaskSource]
+) -> None:
+    """All of a run folder but its checkpoints: the settings, the rows, and the shapes of its tasks."""
+    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shapes = {split: to_json(settings.shapes_of(source)) for split, source in sources.items()}
+    write_whole(folder / "shapes.json", json.dumps({k: v for k, v in shapes.items() if v}, indent=2) + "\n")
+
+
+def write_temperature(folder: Path, temperature: float) -> None:
+    """Keeps what was measured on validation tasks, so that the run answers without its data."""
+    write_whole(folder / "calibration.json", json.dumps({"temperature": temperature}) + "\n")
+
+
+def _read_temperature(folder: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads((folder / "calibration.json").read_text())["temperature"])
+    return None
+
+
+def read_shapes(folder: Path) -> Mapping[str, Task]:
+    """The shapes of a run's tasks; none for a run of version 0.1 or of an environment, whose source is asked."""
+    try:
+        stored = json.loads((folder / "shapes.json").read_text())
+        return {split: from_json(task) for split, task in stored.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def read_config(run: Path) -> Config:
     """The settings of a run folder; those of a run before version 0.2 with the network that it had."""
     try:
         stored = Config(**_today(json.loads((run / "config.json").read_text())))
-        return experiment.resolve(**dataclasses.asdict(stored))
+        # a run on data of one's own is used without them
+        return stored if stored.own else settings.resolve(**dataclasses.asdict(stored))
     except FileNotFoundError:
         raise CheckpointError(
             f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
@@ -242,17 +330,10 @@ def _today(stored: dict[str, Any]) -> dict[str, Any]:
     return {**stored, "norm": norm, "model": former.get(stored["model"], stored["model"]), **scale}
 
 
-def read_train_state(run: Path, config: Config) -> TrainState:
-    """The newest checkpoint of a run folder."""
-    source = experiment.make_source(config, "train")
-    learner = experiment.make_learner(config, source)
-    return restore(run / "checkpoint", jax.eval_shape(lambda: experiment.begin(config, learner, source)))
-
-
 def _hashable(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), sort_keys=True)
 
 
 @functools.lru_cache(maxsize=8)
 def _source(config: str, split: str, sizes: tuple[tuple[str, int], ...]) -> TaskSource:
-    return experiment.make_source(Config(**json.loads(config)), split, **dict(sizes))
+    return settings.make_source(Config(**json.loads(config)), split, **dict(sizes))

@@ -24,7 +24,7 @@ class Discrete:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jmeta.envs import Discrete
+        >>> from jmeta.rl import Discrete
         >>> float(Discrete(4).log_probability(jnp.zeros(4), jnp.asarray(2))).__round__(3)
         -1.386
     """
@@ -92,7 +92,7 @@ class Box:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jmeta.envs import Box
+        >>> from jmeta.rl import Box
         >>> Box(2, -0.1, 0.1).execute(jnp.asarray([1.0, 0.0])).tolist()
         [0.10000000149011612, 0.0]
     """

@@ -59,7 +59,7 @@ class SeparableConv(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.models.cells import SeparableConv
+        >>> from jmeta.search.cells import SeparableConv
         >>> SeparableConv(6, 3, strides=2).init_with_output(jax.random.key(0), jnp.ones((1, 8, 8, 4)))[0].shape
         (1, 4, 4, 6)
     """
@@ -248,7 +248,7 @@ class CellNetwork(nn.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.models import CellNetwork
+        >>> from jmeta.search import CellNetwork
         >>> network = CellNetwork(outputs=None, features=4, nodes=1, cells=("normal",))
         >>> network.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)))[0].shape
         (2, 4)

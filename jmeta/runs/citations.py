@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jmeta.registry import lookup
+from jmeta.errors import lookup
 
 _MAML = """\
 @inproceedings{finn2017maml,

@@ -6,21 +6,22 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Key
 
-from jmeta.core import MetaLearner, TaskSource
-from jmeta.data import DATA
+from jmeta.core import MetaLearner, Task, TaskSource
+from jmeta.data.own import is_path
 from jmeta.distances import DISTANCES
-from jmeta.errors import ConfigError, JmetaError, ModelError
-from jmeta.learners import LEARNERS
-from jmeta.losses import softmax_cross_entropy
-from jmeta.models import MODELS
-from jmeta.models.adapters import linen
+from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
 from jmeta.models.networks import Norm
-from jmeta.registry import lookup
+from jmeta.runs.entries import LOSSES, METRICS, DataEntry
+from jmeta.runs.own import data_entry, model_entry
+from jmeta.runs.registry import DATA, LEARNERS
 from jmeta.train import TrainState, init
 
 _BASE: Mapping[str, Any] = {
@@ -43,6 +44,8 @@ INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] 
     "adam": partial(optax.adam, eps_root=1e-8),  # is differentiated through, and √v has no derivative at 0
     "rmsprop": optax.rmsprop,
 }
+VERSION = 2  # of the settings that a run folder holds; what changes a number of an old run changes this one
+OWN = ("split_seed", "size", "channels", "group", "target")
 DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
 
 # a setting has a meaning where learner, model or data take an argument of this name
@@ -89,6 +92,24 @@ class Config:
     descriptions: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data of one's own, see `read_own`
+    patience: int | None = None
+    version: int = VERSION
+
+    @property
+    def kind(self) -> str:
+        """Of the tasks: classification, regression or environment."""
+        return str(self.own["kind"]) if self.own else DATA[self.data].kind
+
+    @property
+    def metric(self) -> Callable[[Any, Any], Array]:
+        """What is reported."""
+        return METRICS[self.kind]
+
+    @property
+    def entry(self) -> DataEntry:
+        """The data, in the registry or of one's own."""
+        return data_entry(self.data, _asked(self.own))
 
 
 def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
@@ -107,23 +128,28 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         ConfigError: a setting that has no meaning for the learner, the model or the data, or a value that cannot work.
 
     Example:
-        >>> from jmeta.experiment import resolve
+        >>> from jmeta.runs.settings import resolve
         >>> resolve("maml", "sinusoid", shots=5).inner_rate
         0.01
     """
     learner, data = learner or "maml", data or "glyphs"
-    chosen, source = lookup(LEARNERS, learner, "learner"), lookup(DATA, data, "data set")
     given = {name: value for name, value in flags.items() if value is not None}
-    regresses = source.loss is not softmax_cross_entropy
+    own = {**_asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
+    if is_path(data) and data not in DATA:
+        data = str(Path(data).expanduser().absolute())
+    chosen, source = lookup(LEARNERS, learner, "learner"), data_entry(data, own)
+    if given.pop("version", VERSION) > VERSION:
+        raise ConfigError("the settings are of a newer version of jmeta; install that one.")
     layers: tuple[Mapping[str, Any], ...] = (
         _BASE,
         chosen.defaults,
         source.defaults,
-        chosen.regression if regresses else {},
+        chosen.regression if source.kind == "regression" else {},
         given,
     )
     settings: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
-    network = lookup(MODELS, settings["model"], "model")
+    network = model_entry(settings["model"])
+    settings["own"] = {**own, "kind": source.kind, "division": source.division} if source.division else {}
     for name, owner, make in (("options", learner, chosen.make), ("network", settings["model"], network.make)):
         settings[name] = _options(name, owner, make, *(layer.get(name, {}) for layer in layers))
     needed = {name: value for name, value in chosen.network.items() if name in _parameters(network.make)}
@@ -141,6 +167,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     if isinstance(settings["train_shots"], list | tuple):  # a list as config.json has it
         least, most = settings["train_shots"]
         settings["train_shots"] = most if least == most else (least, most)
+    _fit_to(source, settings, given)
     takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
     for name, as_name in _MEANING.items():
         if as_name not in takes:
@@ -153,11 +180,12 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         if "batch" in given:
             raise ConfigError(f"--batch has no meaning for {learner} on {data}; leave it away.")
         settings["batch"] = None
-    if chosen.acts != source.environment:
-        fits = [name for name, other in LEARNERS.items() if other.acts == source.environment]
-        kind = "an environment" if source.environment else "no environment"
+    acting = source.kind == "environment"
+    if chosen.acts != acting:
+        fits = [name for name, other in LEARNERS.items() if other.acts == acting]
+        kind = "an environment" if acting else "no environment"
         raise ConfigError(f"{data} is {kind}, which {learner} cannot learn from; use {' or '.join(fits)}.")
-    settings["descriptions"] = _descriptions(learner, data, settings.get("descriptions"))
+    settings["descriptions"] = _descriptions(learner, source, data, settings.get("descriptions"))
     for name, value in settings.items():
         if name in ("shots", "train_shots") and value == 0 and settings["descriptions"] is not None:
             continue
@@ -171,9 +199,28 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     return Config(learner=learner, data=data, **settings)
 
 
-def _descriptions(learner: str, data: str, given: str | None) -> str | None:
+def _asked(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What `read_own` takes, of what a run keeps of its data."""
+    return {name: value for name, value in own.items() if name != "kind"}
+
+
+def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Ways and queries that nobody asked for are no more than data of one's own has."""
+    for prefix, splits in (("train_", ("train",)), ("", ("validation", "test"))):
+        if not source.division:
+            return
+        classes = min(len(source.division[split]) for split in splits)
+        least = min(source.rows[name] for split in splits for name in source.division[split])
+        shots = settings[f"{prefix}shots"]
+        most = {"ways": classes, "queries": max(1, least - (shots if isinstance(shots, int) else max(shots)))}
+        for name, value in most.items():
+            if prefix + name not in given and (settings[prefix + name] or 0) > value:
+                settings[prefix + name] = value
+
+
+def _descriptions(learner: str, source: DataEntry, data: str, given: str | None) -> str | None:
     """Which descriptions of the data the learner reads."""
-    kinds, entry = DATA[data].descriptions, LEARNERS[learner]
+    kinds, entry = source.descriptions, LEARNERS[learner]
     if not entry.descriptions and given is None:
         return None
     if not entry.descriptions and "descriptions" not in inspect.signature(entry.make).parameters:
@@ -220,12 +267,12 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"--seed is {seed}; give a number from 0 to {2**32 - 1}.")
 
 
-def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None = None) -> MetaLearner:
+def make_learner(config: Config, source: TaskSource | Task, *, inner_steps: int | None = None) -> MetaLearner:
     """The learner of a run, with a model that fits the tasks of `source`.
 
     Args:
         config: the settings.
-        source: tasks; the width of their targets is the number of outputs of a model with a head.
+        source: tasks, or the shapes of one; the width of their targets is the number of outputs of a model with a head.
         inner_steps: instead of `config.inner_steps`.
 
     Returns:
@@ -234,12 +281,19 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     Raises:
         ConfigError: the learner cannot minimise the loss of the data, or has no inner steps.
     """
-    entry, data = LEARNERS[config.learner], DATA[config.data]
-    task = jax.eval_shape(source.sample, jax.random.key(0), source.data)
+    entry, network = LEARNERS[config.learner], model_entry(config.model)
+    task = shapes_of(source)
     if entry.acts:
         head = {"actions": task.support.actions}
     else:
-        head = {"outputs": None if entry.embedding else task.support.targets.shape[-1]}
+        head = {"outputs": None if entry.embedding else task.query.targets.shape[-1]}
+        if "outputs" not in inspect.signature(network.make).parameters:
+            if not entry.embedding:
+                raise ConfigError(
+                    f"--model {config.model} takes no argument `outputs`, the width of its last layer, which "
+                    f"{config.learner} needs; add it, or take a learner that compares embeddings, as prototypical."
+                )
+            head = {}
     options = dict(config.options)
     if config.inner_rate is not None:
         options["inner_rate"] = config.inner_rate
@@ -254,13 +308,21 @@ def make_learner(config: Config, source: TaskSource, *, inner_steps: int | None 
     if config.descriptions is not None and not entry.descriptions:
         options["descriptions"] = True
     if "loss" in inspect.signature(entry.make).parameters:
-        options["loss"] = data.loss
-    elif data.loss is not softmax_cross_entropy:
+        options["loss"] = LOSSES[config.kind]
+    elif config.kind == "regression":
         regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
         raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
     given = {"norm": config.norm, "dtype": config.dtype}
     network_options = {name: value for name, value in given.items() if value is not None}
-    return entry.make(linen(MODELS[config.model].make(**head, **network_options, **config.network)), **options)
+    return entry.make(network.adapter(network.make(**head, **network_options, **config.network)), **options)
+
+
+def shapes_of(source: TaskSource | Task) -> Task:
+    """A task of shapes: that of a source, or one that was stored."""
+    if isinstance(source, Task):
+        return source
+    task: Task = jax.eval_shape(source.sample, jax.random.key(0), source.data)
+    return task
 
 
 def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
@@ -296,7 +358,7 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
         "descriptions": config.descriptions,
         **episode,
     }
-    return DATA[config.data].load(split=split, **{name: value for name, value in size.items() if value is not None})
+    return config.entry.load(split=split, **{name: value for name, value in size.items() if value is not None})
 
 
 def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainState:
@@ -313,14 +375,28 @@ def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainStat
     Raises:
         ModelError: the model does not fit the tasks.
     """
+    return _fitting(config, lambda: init(jax.random.key(config.seed), learner, make_optimizer(config), source))
+
+
+def _fitting(config: Config, make: Callable[[], TrainState]) -> TrainState:
     try:
-        return init(jax.random.key(config.seed), learner, make_optimizer(config), source)
+        return make()
     except JmetaError:
         raise
     except Exception as error:  # a network raises whatever it meets in inputs of another shape
         raise ModelError(
             f"{config.model} cannot take the inputs of {config.data}; leave --model away, or choose another."
         ) from error
+
+
+def like(config: Config, learner: MetaLearner, source: TaskSource | Task) -> TrainState:
+    """The shapes of a run's `TrainState`, to restore a checkpoint into, from those of one task."""
+
+    def start(key: Key[Array, ""], task: Task) -> TrainState:
+        params, state = learner.init(key, task)
+        return TrainState(key, jnp.zeros((), jnp.int32), params, state, make_optimizer(config).init(params))
+
+    return _fitting(config, lambda: jax.eval_shape(start, jax.random.key(0), shapes_of(source)))
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -342,6 +418,7 @@ def protocol(config: Config) -> Mapping[str, Any]:
         "dtype": config.dtype,
         "test_inner_steps": config.test_inner_steps,
         "descriptions": config.descriptions,
+        "split_seed": config.own.get("split_seed", 0) if config.own else None,
         "options": dict(config.options),
         "network": dict(config.network),
         "ensemble": 1,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import TaskSource
-from jmeta.envs.environment import Environment, environment_tasks
-from jmeta.envs.spaces import Box
+from jmeta.rl.environment import Environment, environment_tasks
+from jmeta.rl.spaces import Box
 
 
 def _reset(key: Key[Array, ""], params: Float[Array, "2"]) -> tuple[Array, Array]:
@@ -35,7 +35,7 @@ def environment(goal: Float[Array, "2"] | None = None, horizon: int = 100) -> En
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jmeta.envs import navigation
+        >>> from jmeta.rl import navigation
         >>> navigation.environment(jnp.asarray([0.3, -0.2])).horizon
         100
     """
@@ -65,7 +65,7 @@ def point_navigation(*, horizon: int = 100, queries: int = 20) -> TaskSource:
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import point_navigation
+        >>> from jmeta.rl import point_navigation
         >>> source = point_navigation()
         >>> source.sample(jax.random.key(0), source.data).support.params.shape
         (2,)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import TaskSource
-from jmeta.envs.environment import Environment, Step, environment_tasks
-from jmeta.envs.spaces import Discrete
 from jmeta.errors import ConfigError
+from jmeta.rl.environment import Environment, Step, environment_tasks
+from jmeta.rl.spaces import Discrete
 
 
 def _reset(key: Key[Array, ""], params: Float[Array, "arms"]) -> tuple[Array, Array]:
@@ -57,7 +57,7 @@ def bandit(*, arms: int = 5, pulls: int = 10, queries: int = 20) -> TaskSource:
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import bandit
+        >>> from jmeta.rl import bandit
         >>> source = bandit(arms=3)
         >>> source.sample(jax.random.key(0), source.data).support.params.shape
         (3,)
@@ -84,7 +84,7 @@ def gaussian_bandit(*, arms: int = 5, pulls: int = 10, queries: int = 20) -> Tas
 
     Example:
         >>> import jax
-        >>> from jmeta.envs import gaussian_bandit
+        >>> from jmeta.rl import gaussian_bandit
         >>> source = gaussian_bandit(arms=3)
         >>> source.sample(jax.random.key(0), source.data).support.params.shape
         (3,)

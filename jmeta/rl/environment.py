@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Examples, Task, TaskSource
-from jmeta.envs.spaces import Space
 from jmeta.errors import ConfigError, DataError
+from jmeta.rl.spaces import Space
 from jmeta.tree import path_name
 
 Reset = Callable[[Key[Array, ""], PyTree], tuple[PyTree, PyTree]]
@@ -46,7 +46,7 @@ class Environment:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from jmeta.envs import Discrete, Environment
+        >>> from jmeta.rl import Discrete, Environment
         >>> coin = Environment(  # an observation that says nothing, and 1 for the right guess
         ...     params=jnp.asarray(1),
         ...     reset=lambda key, params: (jnp.zeros(1), ()),
@@ -103,7 +103,7 @@ def environment_tasks(
 
     Example:
         >>> import jax, jmeta
-        >>> from jmeta.envs import environment_tasks, navigation
+        >>> from jmeta.rl import environment_tasks, navigation
         >>> near = lambda key: jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)
         >>> source = environment_tasks(navigation.environment(), near)
         >>> source.sample(jax.random.key(0), source.data).support.params.shape
@@ -132,7 +132,7 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
     Raises:
         DataError: one sentence, what the environment does wrong.
     """
-    from jmeta.envs.rollout import rollout
+    from jmeta.rl.rollout import rollout
 
     def policy(carry: PyTree, observation: PyTree, previous: PyTree) -> tuple[PyTree, Float[Array, "outputs"]]:
         return carry, jnp.zeros(environment.actions.outputs)
@@ -209,7 +209,7 @@ def flat_observation(observation: PyTree, axes: int = 0) -> Float[Array, "..."]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from jmeta.envs import flat_observation
+        >>> from jmeta.rl import flat_observation
         >>> flat_observation({"place": jnp.zeros(2), "speed": jnp.ones(())}).tolist()
         [0.0, 0.0, 1.0]
     """
@@ -229,7 +229,7 @@ def reveal(source: TaskSource) -> TaskSource:
 
     Example:
         >>> import jax, jmeta
-        >>> from jmeta.envs import point_navigation, reveal
+        >>> from jmeta.rl import point_navigation, reveal
         >>> source = reveal(point_navigation())
         >>> goal = source.sample(jax.random.key(0), source.data).support
         >>> goal.reset(jax.random.key(1), goal.params)[0].shape

@@ -16,21 +16,20 @@ from jaxtyping import PyTree
 from rich.console import Console
 from rich.table import Table
 
-from jmeta import plots
 from jmeta.adjoint import Adjoint, exact, first_order
-from jmeta.architecture import darts, genotype, random_genotype, search_tasks
-from jmeta.checkpoint import latest_step, restore, save, write_whole
 from jmeta.core import Model, TaskSource
-from jmeta.data import DATA
-from jmeta.errors import CheckpointError, ConfigError
-from jmeta.experiment import check_seed
+from jmeta.errors import CheckpointError, ConfigError, lookup
+from jmeta.files import write_whole
 from jmeta.learners.prototypical import prototypical
-from jmeta.losses import accuracy
 from jmeta.models.adapters import linen
-from jmeta.models.cells import CellNetwork, Genotype
 from jmeta.models.networks import Conv4
-from jmeta.registry import lookup
-from jmeta.stopping import LOCK, only_writer
+from jmeta.runs import pictures
+from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.registry import DATA
+from jmeta.runs.settings import check_seed
+from jmeta.runs.stopping import LOCK, Signals, only_writer
+from jmeta.search.architecture import darts, genotype, genotype_of, random_genotype, search_tasks
+from jmeta.search.cells import CellNetwork, Genotype
 from jmeta.train import Metrics, TrainState, evaluate, fit, init
 
 ORDERS: Mapping[str, Callable[[], Adjoint]] = {"second order": exact, "first order": first_order}
@@ -63,6 +62,14 @@ class Search:
     resume: bool = False
     """Go on with what the folder has."""
 
+    def run(self, signals: Signals) -> None:
+        """Searches and prints."""
+        search(self)
+
+    def hint(self) -> str:
+        """How to go on after an interruption."""
+        return "; go on by the same command with --resume" if (self.out / "result.json").exists() else ""
+
 
 def search(flags: Search) -> dict[str, Any]:
     """Runs a search, both orders of it, and the comparison; each part is stored as soon as it is there.
@@ -89,7 +96,7 @@ def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
             results["genotypes"][order] = found
             results["searches"][order] = {"seconds": seconds, "skips": _skips(found), "curve": curve}
             _write(flags, results)
-    chosen = {name: _genotype(cells) for name, cells in results["genotypes"].items()}
+    chosen = {name: genotype_of(cells) for name, cells in results["genotypes"].items()}
     drawn = {f"random {i}": random_genotype(1000 * flags.seed + i, flags.nodes) for i in range(flags.cells)}
     built = {name: _network(flags, cells) for name, cells in {**chosen, **drawn}.items()}
     networks: dict[str, nn.Module] = {**built, "conv4": _conv4(flags, built["second order"])}
@@ -98,7 +105,7 @@ def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
             results["networks"][name] = _train(flags, linen(module))
             _write(flags, results)
     for name, cells in chosen.items():
-        plots.cells(flags.out / f"{name.replace(' ', '_')}.png", cells)
+        pictures.cells(flags.out / f"{name.replace(' ', '_')}.png", cells)
     accuracies = {name: row["accuracy"] for name, row in results["networks"].items()}
     rivals = [value for name, value in accuracies.items() if name.startswith("random")]
     results["rank"] = {name: 1 + sum(value > accuracies[name] for value in rivals) for name in ORDERS}
@@ -125,7 +132,7 @@ def _settings(flags: Search) -> dict[str, Any]:
 
 def _source(flags: Search, split: str) -> TaskSource:
     entry = DATA[flags.data]
-    if entry.environment or entry.metric is not accuracy:
+    if entry.kind != "classification":
         raise ConfigError(f"{flags.data} has no images to search cells for; use glyphs or omniglot.")
     return entry.load(split=split, ways=flags.ways, shots=1, queries=15 if split == "test" else 4)
 
@@ -148,11 +155,6 @@ def _begin(flags: Search, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write(flags: Search, results: Mapping[str, Any]) -> None:
     write_whole(flags.out / "result.json", json.dumps(results, indent=2) + "\n")
-
-
-def _genotype(cells: Any) -> Genotype:
-    """From JSON, which has lists alone."""
-    return Genotype(*(tuple((str(name), int(i)) for name, i in cell) for cell in cells))
 
 
 def _skips(found: Genotype) -> int:
@@ -247,7 +249,7 @@ def _conv4(flags: Search, found: CellNetwork) -> Conv4:
 
 def _print(flags: Search, results: Mapping[str, Any]) -> None:
     for name, cells in results["genotypes"].items():
-        print(f"{name}: {_genotype(cells)}")
+        print(f"{name}: {genotype_of(cells)}")
     table = Table("network", f"{flags.ways}-way 1-shot, 95 % interval", "parameters", "training")
     for name, row in sorted(results["networks"].items(), key=lambda item: -item[1]["accuracy"]):
         interval = f"{row['accuracy']:.1%} ± {row['ci95']:.1%}"

@@ -8,10 +8,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
-from jmeta.envs.environment import Environment, flat_observation
-from jmeta.envs.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
 from jmeta.errors import ConfigError, ModelError
-from jmeta.policy_gradient import clipped_surrogate, generalized_advantage, moments, step_mean
+from jmeta.rl.environment import Environment, flat_observation
+from jmeta.rl.policy_gradients import clipped_surrogate, generalized_advantage, moments, step_mean
+from jmeta.rl.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
 from jmeta.tree import widened
 
 
@@ -42,7 +42,7 @@ def rl2(
     `Trajectory`.
 
     Args:
-        model: `(memory, features) -> (memory, outputs)`, as `jmeta.linen(jmeta.models.RecurrentPolicy(actions))` gives;
+        model: `(memory, features) -> (memory, outputs)`, as `jmeta.linen(jmeta.rl.RecurrentPolicy(actions))` gives;
             the last output is the value per step of the horizon. None as memory stands for its start.
         inner_steps: episodes before the one that counts at evaluation; with 0 that is the whole trial, as for bandits.
         discount: γ, over the whole trial.
@@ -62,8 +62,8 @@ def rl2(
 
     Example:
         >>> import jax, jmeta
-        >>> from jmeta.envs import Discrete, bandit
-        >>> learner = jmeta.rl2(jmeta.linen(jmeta.models.RecurrentPolicy(Discrete(5))), inner_steps=0)
+        >>> from jmeta.rl import Discrete, bandit
+        >>> learner = jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Discrete(5))), inner_steps=0)
         >>> fitted = jmeta.fit(jax.random.key(0), learner, bandit(), steps=2, tasks=4)
 
     Reference: Duan et al. 2016, "RL²: Fast Reinforcement Learning via Slow Reinforcement Learning",
@@ -128,7 +128,7 @@ def rl2(
         if outputs.shape != (environment.actions.outputs + 1,):
             raise ModelError(
                 f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} and a value need "
-                f"{environment.actions.outputs + 1}; jmeta.models.RecurrentPolicy(actions) gives as many."
+                f"{environment.actions.outputs + 1}; jmeta.rl.RecurrentPolicy(actions) gives as many."
             )
         return params, state
 

@@ -1,0 +1,5 @@
+"""`python -m jmeta.cli`."""
+
+from jmeta.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""`jmeta evaluate`."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jmeta.cli.show import as_json, interval, print_result, result_table
+from jmeta.runs import pictures
+from jmeta.runs.assessment import UPDATES, draw_trajectories
+from jmeta.runs.registry import LEARNERS
+from jmeta.runs.run import load
+from jmeta.runs.settings import check_seed
+from jmeta.runs.stopping import Signals
+
+_OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on unseen tasks."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The run folder."""
+    episodes: int = 600
+    """Unseen tasks."""
+    seed: int = 1
+    """The same seed gives the same tasks."""
+    split: str = "test"
+    """test, validation or train."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: that of the run)")] = None
+    """Other data: one of `jmeta list`, or a path."""
+    ways: _OtherInt = None
+    """Classes of an episode."""
+    shots: _OtherInt = None
+    """Labelled examples a class."""
+    queries: _OtherInt = None
+    """Query examples a class."""
+    inner_steps: _OtherInt = None
+    """Inner steps; 0 does not adapt at all."""
+    checkpoint: str = "best"
+    """best, by validation, or last."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self, signals: Signals) -> None:
+        """Prints the result."""
+        check_seed(self.seed)
+        run = load(self.folder, checkpoint=self.checkpoint)
+        if self.data is not None:
+            run = run.on(self.data)
+        config = run.config
+        sizes = {name: value for name in ("ways", "shots", "queries") if (value := getattr(self, name)) is not None}
+        asked = partial(run.evaluate, self.split, episodes=self.episodes, seed=self.seed, **sizes)
+        result = asked(inner_steps=self.inner_steps)
+        results: list[dict[str, Any]] = []
+        if LEARNERS[config.learner].acts and self.inner_steps is None:
+            metric = config.metric.__name__
+            results = [result if steps == result["test_inner_steps"] else asked(inner_steps=steps) for steps in UPDATES]
+            pictures.adaptation_curve(self.folder / "adaptation_curve.png", results, "test_inner_steps", metric)
+            draw_trajectories(run, self.folder / "trajectories.png", self.split)
+            names = ("test_inner_steps", metric, "ci95")
+            result["by_inner_steps"] = [{name: r[name] for name in names} for r in results]
+        if self.json:
+            print(as_json(result))
+            return
+        table = result_table(config, result)
+        for r in results:
+            table.add_row(f"after {r['test_inner_steps']}", interval(config, r))
+        print_result(config, result, table)

@@ -1,0 +1,322 @@
+"""`jmeta train`."""
+
+import dataclasses
+import json
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jmeta.cli.show import as_json, interval, number, print_result, progress, result_table
+from jmeta.errors import CheckpointError, ConfigError, lookup
+from jmeta.files import write_whole
+from jmeta.runs import settings
+from jmeta.runs.assessment import assess
+from jmeta.runs.loggers import LOGGERS
+from jmeta.runs.run import Run, read_config
+from jmeta.runs.settings import Config
+from jmeta.runs.stopping import LOCK, Signals, only_writer, say
+from jmeta.runs.training import on_resume, parts_of, resumed, steps_within, train
+
+# None stands for "not given", so that --resume can tell what was
+_OF_THE_LEARNER = "(default: that of data and learner)"
+_Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_THE_LEARNER)]
+_Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_THE_LEARNER)]
+_Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_OF_THE_LEARNER)]
+_OF_OWN = "(default: for data of your own alone)"
+_Own = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_OWN)]
+_OwnName = Annotated[str | None, tyro.conf.arg(metavar="COLUMN", help_behavior_hint=_OF_OWN)]
+_COMMAND = {"seeds", "config", "print_config", "log", "no_report", "minutes", "out", "resume"}  # no settings of a run
+_CHANGEABLE = {"steps", "patience", "outer_rate", "inner_rate", "test_inner_steps"}  # when a run goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Meta-train a learner, evaluate it on unseen tasks, and write a run folder."""
+
+    learner: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: maml)")] = None
+    """One of `jmeta list`."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: glyphs)")] = None
+    """One of `jmeta list`, or a path: a folder of images, an .npz, a .csv or .parquet table."""
+    model: _Name = None
+    """One of `jmeta list`, package.module:Name of a Linen or NNX class, or the folder of a `jmeta search`."""
+    ways: _Int = None
+    """Classes of an episode."""
+    shots: _Int = None
+    """Labelled examples a class."""
+    queries: _Int = None
+    """Query examples a class."""
+    train_ways: _Int = None
+    """Classes of a training episode, if other than --ways."""
+    train_shots: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(metavar="LEAST MOST", help_behavior_hint=_OF_THE_LEARNER)
+    ] = None
+    """Labelled examples a class of a training episode, a range, if other than --shots."""
+    train_queries: _Int = None
+    """Query examples a class of a training episode, if other than --queries."""
+    steps: _Int = None
+    """Meta-steps."""
+    tasks: _Int = None
+    """Tasks of a meta-step."""
+    inner_rate: _Float = None
+    """Inner rate α, on the mean loss of the support."""
+    inner_steps: _Int = None
+    """Inner steps in training."""
+    test_inner_steps: _Int = None
+    """Inner steps at test, if other than --inner-steps."""
+    inner_optimizer: _Name = None
+    """Inner optimiser: sgd, momentum, adam or rmsprop."""
+    batch: _Int = None
+    """Images of a batch, for a learner that pre-trains on all classes at once."""
+    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the learner, as `--options proximal=2.0`; its documentation lists them."""
+    descriptions: _Name = None
+    """Descriptions of the classes: attributes or text."""
+    distance: _Name = None
+    """Distance kernel: squared_euclidean, cosine or dot_product."""
+    norm: _Name = None
+    """Normalisation of the network: group, layer, per_task, running or transductive."""
+    network: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Options of the network, as `--network features=32 spatial=mean`; its documentation lists them."""
+    dtype: _Name = None
+    """Of the computation: float32 or bfloat16; parameters are float32."""
+    outer_rate: _Float = None
+    """Outer rate β, annealed to 0 over the steps."""
+    size: _Own = None
+    """Pixels of each side of the images of a folder."""
+    channels: _Own = None
+    """Of the images of a folder: 1 for greyscale, 3 for RGB."""
+    split_seed: _Own = None
+    """Of the division of classes of your own into training, validation and test."""
+    group: _OwnName = None
+    """Of a table: the column that says which task a row belongs to."""
+    target: _OwnName = None
+    """Of a table: the column to predict."""
+    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: no end)")] = None
+    """End after so many validations, of 20 in a run, without a better one."""
+    minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None
+    """As many meta-steps as fit into so many minutes of this machine, instead of --steps."""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
+    """The same seed gives the same run."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: one run)")] = ()
+    """A run for each seed, in a folder each, and a table of their results."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A TOML file of flags, as `steps = 400`; flags of the command line come on top."""
+    print_config: bool = False
+    """Print all settings as TOML, and end."""
+    log: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="(default: JSON lines)")] = ()
+    """Where the curves go as well: csv, tensorboard, wandb."""
+    no_report: bool = False
+    """Leave the evaluation on unseen tasks to `jmeta evaluate`."""
+    out: Path = Path("runs/demo")
+    """The run folder."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run folder, if there is one."""
+
+    def run(self, signals: Signals) -> None:
+        """Trains, evaluates and prints."""
+        if self.print_config:
+            print(_toml(dataclasses.asdict(self._resolved())))
+            return
+        for name in self.log:
+            lookup(LOGGERS, name, "logger")
+        if not self.seeds:
+            self._one(signals)
+            return
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice; give different ones.")
+        results = []
+        for seed in self.seeds:
+            one = dataclasses.replace(self, seed=seed, seeds=(), out=self.out / f"seed-{seed}")
+            print(f"seed {seed}", file=sys.stderr)
+            results.append(one._one(signals))
+        if not self.no_report:
+            _print_seeds(self, [result for result in results if result is not None])
+
+    def hint(self) -> str:
+        """How to go on after an interruption."""
+        begun = (self.out / "config.json").exists()
+        return f"; go on by `jmeta train --resume --out {self.out}`" if begun else ""
+
+    def _given(self) -> dict[str, Any]:
+        given = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if field.name not in _COMMAND and (value := getattr(self, field.name)) not in (None, ())
+        }
+        for name, options in (("options", self.options), ("network", self.network)):
+            if options:
+                given[name] = dict(_named(name, option) for option in options)
+        return given
+
+    def _resolved(self) -> Config:
+        """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
+        given, out = self._given(), self.out
+        if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e6):
+            raise ConfigError(f"--minutes is {self.minutes}; give a positive number, and no --steps beside it.")
+        if not (out / "config.json").exists():
+            others = not out.is_dir() or any(
+                file.suffix != ".part" and file.name != LOCK and not file.name.startswith("seed-")
+                for file in out.iterdir()
+            )
+            if out.exists() and others and not self.print_config:
+                raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
+            return settings.resolve(**given)
+        if self.print_config:
+            return read_config(out) if self.resume else settings.resolve(**given)
+        if not self.resume:
+            raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
+        stored = read_config(out)
+        asked = settings.resolve(
+            **{"learner": stored.learner, "data": stored.data, "model": stored.model}
+            | {name: stored.own[name] for name in settings.OWN if name in stored.own}
+            | given
+        )
+        changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
+        for name in given.keys() - changed.keys():
+            there, value = ((run.own if name in settings.OWN else vars(run)).get(name) for run in (stored, asked))
+            if value != there:
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"{out} was trained with --{flag} {there}, not {value}; leave the flag away to go on with it, or "
+                    "choose another --out."
+                )
+        config, words = on_resume(stored, changed)
+        if words:
+            print(f"going on with {', '.join(words)}", file=sys.stderr)
+        return config
+
+    def _one(self, signals: Signals) -> Mapping[str, Any] | None:
+        parts = parts_of(self._resolved())
+        with only_writer(self.out):
+            if (self.out / "config.json").exists():  # which another process may have written while this one waited
+                parts = resumed(self.out, parts._replace(config=self._resolved()))
+            elif self.minutes is not None:
+                steps = steps_within(parts, self.minutes)
+                parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
+                print(f"{steps} meta-steps fit into {self.minutes:g} minutes", file=sys.stderr)
+            config = parts.config
+            begun = time.monotonic()
+            loggers = [LOGGERS[name](self.out, config) for name in self.log]
+            with progress() as bars:
+                bar = bars.add_task("meta-training", total=config.steps, completed=0, note="compiling")
+
+                def show(row: Mapping[str, Any]) -> None:
+                    parts = [f"loss {row['loss']:.3f}"]
+                    if "validation" in row:
+                        show.last = f"validation {number(config, row['validation'])}"  # type: ignore[attr-defined]
+                    note = "  ".join([*parts, getattr(show, "last", "")])
+                    bars.update(bar, completed=row["step"], note=note)
+
+                stopped = partial(_stopped, self)
+                run = train(self.out, parts, signals, loggers=[show, *loggers], stopped=stopped)
+            seconds = f"{time.monotonic() - begun:.0f} s"
+            done = int(run.train_state.step)
+            early = f" and ended at step {done} of {config.steps} by its patience" if done < config.steps else ""
+            print(f"meta-training took {seconds}{early}", file=sys.stderr)
+            return None if self.no_report else self._report(run)
+
+    def _report(self, run: Run) -> Mapping[str, Any]:
+        print("evaluating on unseen tasks", file=sys.stderr)
+        (_, result), *others = assess(run, self.out, partial(as_json, indent=2))
+        table = result_table(run.config, result)
+        for name, other in others:
+            table.add_row(name, interval(run.config, other))
+        print_result(run.config, result, table)
+        print(f"written to {self.out}/")
+        return result
+
+
+def _stopped(flags: Train) -> None:
+    say(f"interrupted{flags.hint()}.")
+
+
+def with_file(arguments: Sequence[str]) -> list[str]:
+    """The flags of the file of `--config`, in front of those of the command line, which therefore hold.
+
+    Args:
+        arguments: of `jmeta`.
+
+    Returns:
+        The same, longer.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    arguments = list(arguments)
+    if "--config" not in arguments[:-1] or arguments[0] != "train":
+        return arguments
+    file = Path(arguments[arguments.index("--config") + 1]).expanduser()
+    try:
+        stored = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {file} cannot be read ({error}); give a TOML file of flags.") from error
+    flags: list[str] = []
+    for name, value in stored.items():
+        if value is False:
+            continue
+        flags.append(f"--{name.replace('_', '-')}")
+        if isinstance(value, Mapping):
+            flags += [f"{option}={json.dumps(part).strip(chr(34))}" for option, part in value.items()]
+        elif value is not True:
+            flags += [str(part) for part in (value if isinstance(value, list) else [value])]
+    return ["train", *flags, *arguments[1:]]
+
+
+def _named(flag: str, option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not equals:
+        raise ConfigError(f"--{flag} {option} has no value; write {name}=VALUE.")
+    return name.replace("-", "_"), value
+
+
+def _toml(stored: Mapping[str, Any]) -> str:
+    """Settings as a file for --config: what is None has no meaning for the run and is left out."""
+    skipped = {"version", "own"}
+    own = {name: value for name, value in stored["own"].items() if name in settings.OWN}
+    if isinstance(stored["train_shots"], int):
+        own["train_shots"] = [stored["train_shots"]] * 2  # the flag takes a range
+    lines = [
+        f"{name} = {_toml_value(value)}"
+        for name, value in {**stored, **own}.items()
+        if value is not None and value != {} and name not in skipped
+    ]
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml_value(part)}" for name, part in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _print_seeds(flags: Train, results: list[Mapping[str, Any]]) -> None:
+    """Each seed with its interval over episodes, and their mean with that over seeds."""
+    config = read_config(flags.out / f"seed-{flags.seeds[0]}")
+    from scipy import stats
+
+    metric = config.metric.__name__
+    table = Table("seed", f"{metric.replace('_', ' ')}, 95 % interval over episodes")
+    for seed, result in zip(flags.seeds, results, strict=True):
+        table.add_row(str(seed), interval(config, result))
+    values = np.asarray([result[metric] for result in results])
+    # Student's t, as few seeds know their own spread badly
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    summary = {metric: float(values.mean()), "ci95": half, "seeds": list(flags.seeds), "results": results}
+    table.add_row(f"mean of {len(values)} seeds, 95 % interval over seeds", interval(config, summary))
+    write_whole(flags.out / "seeds.json", as_json(summary, indent=2) + "\n")
+    Console().print(table)

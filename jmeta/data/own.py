@@ -1,0 +1,343 @@
+"""Data of your own from a path: a folder of images, an archive of arrays, a table."""
+
+import csv
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jmeta.core import TaskSource
+from jmeta.data.episodes import Size, from_arrays
+from jmeta.data.folders import read_images
+from jmeta.data.groups import from_groups
+from jmeta.data.text import TokenIds, hashed_text
+from jmeta.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation"}
+_SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test", "testing": "test"}
+Division = Mapping[str, Sequence[str]]
+
+
+class Own(NamedTuple):
+    """Data of your own, divided into splits.
+
+    Args:
+        kind: `"classification"`, or `"regression"` where tasks are groups of rows.
+        division: the classes, or groups, of each split; no two splits share one.
+        rows: the number of rows of each class or group.
+        descriptions: kinds of descriptions that the classes have.
+        images: whether inputs are images.
+        load: `(split=, ways=, shots=, queries=, batch=, descriptions=) -> TaskSource`.
+    """
+
+    kind: str
+    division: Division
+    rows: Mapping[str, int]
+    descriptions: tuple[str, ...]
+    images: bool
+    load: Callable[..., TaskSource]
+
+
+def is_path(name: str) -> bool:
+    """Whether a name stands for a file or a folder, and not for built-in data."""
+    return Path(name).suffix in (".npz", ".csv", ".parquet") or "/" in name or "\\" in name or Path(name).is_dir()
+
+
+def read_own(
+    path: str | Path,
+    *,
+    split_seed: int = 0,
+    size: int | None = None,
+    channels: int | None = None,
+    group: str | None = None,
+    target: str | None = None,
+    division: Division | None = None,
+) -> Own:
+    """Reads data of your own and divides its classes, or groups, into training, validation and test.
+
+    Args:
+        path: a folder of images, one sub-folder a class, perhaps inside of `train/`, `validation/` and `test/`; an
+            `.npz` with `x` (or `images`, `inputs`) `[n, ...]`, `y` (or `labels`) `[n]`, and perhaps `descriptions`
+            `[classes, ...]` in the order of the sorted labels and `split` `[n]`; a `.csv` or `.parquet` table.
+        split_seed: of the division of classes where the data has none.
+        size: pixels of each side of an image; default 28.
+        channels: 1 for greyscale, 3 for RGB; default 1.
+        group: of a table, the column that says which task a row belongs to.
+        target: of a table, the column to predict; all other columns are inputs.
+        division: a division that was made before, instead of a new one.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: a path that is missing or of another kind, a file that cannot be read, missing columns or arrays, a
+            class in two splits, or too few classes to divide.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from jmeta.data.own import read_own
+        >>> file = tempfile.mkdtemp() + "/mine.npz"
+        >>> np.savez(file, x=np.random.default_rng(0).normal(size=(90, 4)), y=np.repeat(np.arange(9), 10))
+        >>> own = read_own(file)
+        >>> own.kind, {split: len(classes) for split, classes in own.division.items()}
+        ('classification', {'train': 3, 'validation': 3, 'test': 3})
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a folder of images, an .npz, a .csv or a .parquet file.")
+    if path.suffix not in (".csv", ".parquet"):
+        for flag, value in (("--group", group), ("--target", target)):
+            if value is not None:
+                raise DataError(f"{flag} is for a .csv or .parquet table, and {path} is none; leave it away.")
+    if path.is_dir():
+        return _folder(path, size or 28, channels or 1, split_seed, division)
+    if size is not None or channels is not None:
+        raise DataError(f"--size and --channels are for folders of images, and {path} is none; leave them away.")
+    if path.suffix == ".npz":
+        return _archive(path, split_seed, division)
+    if path.suffix in (".csv", ".parquet"):
+        return _table(path, group, target, split_seed, division)
+    raise DataError(f"{path} is no folder, .npz, .csv or .parquet file; convert it into one.")
+
+
+def divide(names: Sequence[str], seed: int) -> Division:
+    """Classes or groups divided at random: a fifth, or five, to each of validation and test, the rest to training.
+
+    Args:
+        names: what is divided.
+        seed: the same seed gives the same division.
+
+    Returns:
+        The names of each split, sorted.
+
+    Raises:
+        DataError: fewer than six names.
+
+    Example:
+        >>> from jmeta.data.own import divide
+        >>> {split: len(names) for split, names in divide([str(i) for i in range(20)], 0).items()}
+        {'train': 10, 'validation': 5, 'test': 5}
+    """
+    if len(names) < 6:
+        raise DataError(
+            f"there are {len(names)} classes or groups to divide into training, validation and test; give at least 6, "
+            "two for each, or put them into folders train/, validation/ and test/."
+        )
+    held = max(2, min(5, len(names) // 3), round(len(names) / 5))  # five where they are there, for five ways
+    order = np.random.default_rng(seed).permutation(len(names))
+    parts = {"test": order[:held], "validation": order[held : 2 * held], "train": order[2 * held :]}
+    return {split: sorted(names[i] for i in parts[split]) for split in SPLITS}
+
+
+def _classes(
+    path: Path,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    division: Division,
+    images: bool,
+    described: np.ndarray | None = None,
+) -> Own:
+    index = {name: i for i, name in enumerate(names)}
+    # the name of a folder says what is in it; that of a number in an archive says nothing
+    texts = [] if described is not None or not any(c.isalpha() for name in names for c in name) else ["text"]
+    kinds = (["attributes"] if described is not None else []) + texts
+    ids = hashed_text([name.replace("_", " ") for name in names]) if texts else None
+
+    def load(
+        *,
+        split: str,
+        ways: Size,
+        shots: Size,
+        queries: int,
+        batch: int | None = None,
+        descriptions: str | None = None,
+    ) -> TaskSource:
+        chosen = [name for name in names if name in set(division[split])]
+        rows = np.flatnonzero(np.isin(labels, [index[name] for name in chosen]))
+        own: Any = None
+        if descriptions is not None:
+            wanted = [index[name] for name in chosen]
+            own = TokenIds(ids[wanted]) if ids is not None else described[wanted]  # type: ignore[index]
+        source = from_arrays(
+            inputs[rows],
+            labels[rows],
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            batch=batch,
+            names=chosen,
+            descriptions=own,
+        )
+        return source._replace(protocol={"data": str(path), **source.protocol})
+
+    count = {name: int((labels == i).sum()) for name, i in index.items()}
+    return Own("classification", division, count, tuple(kinds), images, load)
+
+
+def _folder(path: Path, size: int, channels: int, split_seed: int, division: Division | None) -> Own:
+    inside = {}
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name.lower() in _SPLIT_NAMES:
+            inside[_SPLIT_NAMES[entry.name.lower()]] = entry
+    if not {"train", "test"} <= inside.keys():
+        images, labels, _, names = read_images(path, size=size, channels=channels)
+        if not names:
+            raise DataError(f"{path} holds images but no classes; put the images of each class into a sub-folder.")
+        return _classes(path, images, labels, names, division or divide(names, split_seed), True)
+    found = {split: read_images(folder, size=size, channels=channels) for split, folder in inside.items()}
+    for split, part in found.items():
+        if not part.names:
+            raise DataError(f"{inside[split]} holds no classes; put the images of each class into a sub-folder.")
+    own: Division = {split: part.names for split, part in found.items()}
+    _disjoint(path, own)
+    every = [name for part in found.values() for name in part.names]
+    first = np.cumsum([0, *(len(part.names) for part in found.values())])
+    labels = np.concatenate([part.labels + start for part, start in zip(found.values(), first, strict=False)])
+    images = np.concatenate([part.images for part in found.values()])
+    return _classes(path, images, labels, every, own if "validation" in own else _validating(own, split_seed), True)
+
+
+def _validating(division: Division, seed: int) -> Division:
+    """Validation classes out of those of training, where the data names none."""
+    train = list(division["train"])
+    if len(train) < 4:
+        raise DataError(
+            f"the training split has {len(train)} classes, of which two at least are needed for validation; give four "
+            "or more, or a split of its own for validation."
+        )
+    held = np.random.default_rng(seed).permutation(len(train))[: max(2, round(len(train) / 5))]
+    kept = [name for i, name in enumerate(train) if i not in set(held.tolist())]
+    return {"train": kept, "validation": sorted(train[i] for i in held), "test": division["test"]}
+
+
+def _disjoint(path: Path, division: Division) -> None:
+    for i, split in enumerate(SPLITS):
+        for other in SPLITS[i + 1 :]:
+            if shared := sorted(set(division.get(split, ())) & set(division.get(other, ()))):
+                raise DataError(
+                    f"class {shared[0]!r} of {path} is in both {split} and {other}; tests are on classes that were not "
+                    "trained on, so keep each in one."
+                )
+
+
+def _archive(path: Path, split_seed: int, division: Division | None) -> Own:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        reason = "it holds Python objects" if "pickle" in str(error).lower() else str(error)
+        raise DataError(f"{path} cannot be read ({reason}); write it by numpy.savez of plain arrays.") from error
+
+    def first(*names: str) -> np.ndarray:
+        for name in names:
+            if name in arrays:
+                return arrays[name]
+        has = ", ".join(arrays) or "nothing"
+        raise DataError(
+            f"{path} has no {' or '.join(names)} (it has {has}); save it as numpy.savez(file, x=..., y=...)."
+        )
+
+    inputs, labels = first("x", "images", "inputs"), first("y", "labels")
+    if labels.ndim != 1 or len(labels) != len(inputs):
+        raise DataError(f"{path} has {len(inputs)} inputs and labels of shape {list(labels.shape)}; give one for each.")
+    if labels.dtype.kind not in "iuUSb":
+        raise DataError(
+            f"the labels of {path} are {labels.dtype}; give integers or texts, or for a regression a table with "
+            "--group and --target."
+        )
+    values, index = np.unique(labels, return_inverse=True)
+    names = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    given = _given(path, arrays, names, index)
+    described = arrays.get("descriptions")
+    if described is not None and len(described) != len(names):
+        raise DataError(f"{path} has {len(described)} descriptions and {len(names)} classes; give one for each class.")
+    if inputs.dtype == np.uint8 and inputs.ndim == 3:
+        inputs = inputs[..., None]
+    chosen = division or given or divide(names, split_seed)
+    return _classes(path, inputs, index.astype(np.int32), names, chosen, inputs.ndim == 4, described)
+
+
+def _given(path: Path, arrays: Mapping[str, np.ndarray], names: Sequence[str], index: np.ndarray) -> Division | None:
+    """The division that an archive says itself, by a word for each row."""
+    if "split" not in arrays:
+        return None
+    words = [word.decode() if isinstance(word, bytes) else str(word) for word in arrays["split"].tolist()]
+    if len(words) != len(index) or not {word.lower() for word in words} <= _SPLIT_NAMES.keys():
+        raise DataError(f"split of {path} must say train, validation or test for each of its {len(index)} rows.")
+    splits = np.asarray([_SPLIT_NAMES[word.lower()] for word in words])
+    division = {split: [names[i] for i in np.unique(index[splits == split])] for split in SPLITS}
+    if not division["train"] or not division["test"]:
+        raise DataError(f"split of {path} has no rows of {'train' if not division['train'] else 'test'}; add some.")
+    _disjoint(path, division)
+    return division if division["validation"] else _validating(division, 0)
+
+
+def _table(path: Path, group: str | None, target: str | None, split_seed: int, division: Division | None) -> Own:
+    columns = _columns(path)
+    for flag, name in (("--group", group), ("--target", target)):
+        if name is None:
+            raise DataError(f"{path} is a table; say by {flag} COLUMN which of {', '.join(columns)} it is.")
+        if name not in columns:
+            raise DataError(f"{path} has no column {name!r} for {flag}; it has {', '.join(columns)}.")
+    features = [name for name in columns if name not in (group, target)]
+    if not features:
+        raise DataError(f"{path} has no column beside {group!r} and {target!r} to predict from; add one.")
+    inputs = np.stack([_numbers(path, name, columns[name]) for name in features], axis=1)
+    y = _numbers(path, str(target), columns[str(target)])
+    groups = np.asarray([str(value) for value in columns[str(group)]])
+    names, count = np.unique(groups, return_counts=True)
+    chosen = division or divide(names.tolist(), split_seed)
+    training = np.isin(groups, list(chosen["train"]))
+    # rates that suit numbers near 1 suit all tables; the scale is that of the training groups
+    mean, spread = (f(inputs[training], axis=0) for f in (np.mean, np.std))
+    inputs = (inputs - mean) / np.where(spread > 0, spread, 1.0)
+    y = (y - y[training].mean()) / (y[training].std() or 1.0)
+
+    def load(*, split: str, shots: int, queries: int) -> TaskSource:
+        rows = np.isin(groups, list(chosen[split]))
+        source = from_groups(inputs[rows], y[rows], groups[rows], shots=shots, queries=queries)
+        return source._replace(protocol={"data": str(path), **source.protocol})
+
+    rows = dict(zip(names.tolist(), count.tolist(), strict=True))
+    return Own("regression", chosen, rows, (), False, load)
+
+
+def _columns(path: Path) -> dict[str, Sequence[Any]]:
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise DataError(f"reading {path} needs pyarrow: pip install 'jmeta[tables]'.") from error
+        try:
+            return {str(name): values for name, values in parquet.read_table(path).to_pydict().items()}
+        except Exception as error:  # pyarrow raises errors of its own on a damaged file
+            raise DataError(f"{path} cannot be read as a table ({error}); write it anew.") from error
+    try:
+        with path.open(newline="") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table ({error}); write it anew.") from error
+    if len(rows) < 2:
+        raise DataError(f"{path} holds no rows below a line of names; add some.")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != len(rows[0]):
+            raise DataError(f"line {number} of {path} has {len(row)} values and {len(rows[0])} names; repair it.")
+    return dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
+
+
+def _numbers(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:
+    try:
+        numbers = np.asarray([float(value) for value in values], np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"column {name!r} of {path} holds text or nothing where numbers are read; turn it into numbers, or "
+            "leave it out of the table."
+        ) from error
+    if not np.isfinite(numbers).all():
+        row = int(np.argmin(np.isfinite(numbers))) + 2
+        raise DataError(f"line {row} of {path} has no finite number in column {name!r}; repair or remove the line.")
+    return numbers
