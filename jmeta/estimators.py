@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ class _FewShot:
     """What classifier and regressor share: parameters as scikit-learn has them, and one adapted task."""
 
     _kind: str  # of estimator, as scikit-learn calls it
+    note_: Mapping[str, Any]  # of one that was loaded
 
     def __init__(
         self,
@@ -58,12 +60,19 @@ class _FewShot:
             setattr(self, name, value)
         return self
 
-    def save(self, file: str | Path) -> None:
+    @property
+    def input_shape_(self) -> tuple[int, ...]:
+        """The shape of one input, as the support had it."""
+        self._check_fitted()
+        return self._support.shape[1:]
+
+    def save(self, file: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
         """Writes what was adapted, so that `load` answers in a process that has neither learner nor network.
 
         Args:
             file: where, an `.npz` of plain arrays: the program of `export`, the labels and a digest. A file of that
                 name is replaced in one go.
+            note: what else is to be known, of what JSON can hold; the attribute `note_` of what `load` gives.
 
         Raises:
             NotFittedError: before `fit`.
@@ -72,7 +81,12 @@ class _FewShot:
             CheckpointError: the file cannot be written, and why.
         """
         program = np.frombuffer(self._program(), np.uint8)
-        about = {"estimator": type(self).__name__, "queries": self.queries, "transductive": self._transductive}
+        about = {
+            "estimator": type(self).__name__,
+            "queries": self.queries,
+            "transductive": self._transductive,
+            "note": dict(note or {}),
+        }
         write_sealed(file, {"program": program, **self._labels()}, about)
 
     @classmethod
@@ -102,7 +116,7 @@ class _FewShot:
         loaded._answers_by(
             partial(run_program, program=program), np.zeros((1, *inputs.shape[1:]), inputs.dtype), about["transductive"]
         )
-        vars(loaded).update({f"{name}_": array for name, array in arrays.items()})
+        vars(loaded).update({f"{name}_": value for name, value in {**arrays, "note": about["note"]}.items()})
         return loaded
 
     def export(self, file: str | Path) -> None:

@@ -14,6 +14,7 @@ import jmeta
 from jmeta.cli.adapt import Adapt
 from jmeta.cli.evaluate import Evaluate
 from jmeta.cli.listing import List
+from jmeta.cli.predict import Predict
 from jmeta.cli.search import Search
 from jmeta.cli.train import Train, with_file
 from jmeta.errors import JmetaError
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "adapt": Adapt,
+    "predict": Predict,
     "search": Search,
     "list": List,
 }
