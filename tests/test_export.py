@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import jmeta
 from jmeta.export import exported, read_program, read_sealed, write_sealed
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 
 RANDOM = np.random.default_rng(0)
 KEY = jax.random.key(0)
