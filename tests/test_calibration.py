@@ -154,6 +154,6 @@ def test_what_cannot_be_calibrated_is_told():
 def test_a_run_is_calibrated_on_its_validation_tasks(monkeypatch):
     run = jmeta.Run.begin(learner="prototypical", data="glyphs", model="mlp", ways=3, train_ways=3, queries=2)
     calls = []
-    monkeypatch.setattr("jmeta.runs.calibrate", lambda *args, **options: calls.append(args[4]) or 3.0)
+    monkeypatch.setattr("jmeta.runs.run.calibrate", lambda *args, **options: calls.append(args[4]) or 3.0)
     assert run.classifier().temperature == run.classifier().temperature == 3.0
     assert calls == [run.source("validation")]
