@@ -8,7 +8,7 @@ from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, 
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
 from jmeta.data.embeddings import from_embeddings
-from jmeta.data.episodes import from_arrays
+from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder
 from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
@@ -36,7 +36,9 @@ from jmeta.errors import (
     UnknownNameError,
 )
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
+from jmeta.evaluate import evaluate
 from jmeta.inner import InnerProblem, support_loss
+from jmeta.inputs import as_inputs
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.boil import boil
@@ -80,6 +82,6 @@ from jmeta.runs.checkpoint import restore, save
 from jmeta.runs.citations import citation
 from jmeta.runs.run import Run, load
 from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
-from jmeta.train import Fit, TrainState, evaluate, fit, init, make_step
+from jmeta.train import Fit, TrainState, fit, init, make_step
 
 __version__ = "0.2.0.dev0"

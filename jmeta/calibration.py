@@ -5,8 +5,8 @@ from jaxtyping import Array, Float, Key
 
 from jmeta.core import MetaLearner, Params, State, TaskSource
 from jmeta.errors import DataError
+from jmeta.evaluate import per_episode
 from jmeta.losses import Pooled
-from jmeta.train import per_episode
 
 _LEAST, _MOST = 0.01, 100.0
 

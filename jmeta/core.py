@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.errors import ModelError
 from jmeta.tree import path_name, widened
@@ -35,12 +35,17 @@ class Examples(NamedTuple):
         mask: `[ways * shots]`, which rows are there; the others fill up the shape, so that tasks of different ways and
             shots share one compiled program, and change no answer: normalisation, losses, adaptation and metrics leave
             them away. Default: all are there.
+        classes: `[ways * shots]`, the number of each example's class among all classes of the source, and
+        rows: `[ways * shots]`, its row in the arrays that the source was made from: what `evaluate(details=True)`
+            reports; no learner looks at them. Default: not told.
     """
 
     inputs: PyTree
     targets: PyTree
     descriptions: PyTree = ()
     mask: Bool[Array, "n"] | tuple[()] = ()
+    classes: Int[Array, "n"] | tuple[()] = ()
+    rows: Int[Array, "n"] | tuple[()] = ()
 
 
 class Task(NamedTuple):

@@ -39,18 +39,12 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
         "'support/inputs' of task 0 is not finite"
     """
     count = len(jax.tree.leaves(tasks)[0])
-    for name, tree, advice in (
-        ("", tasks, "repair the data, or leave such tasks away"),
-        ("θ", params, _lower("outer")),
-        ("the state", state, _lower("outer")),
-    ):
+    if part := broken_part(tasks):
+        return f"{part}; repair the data, or leave such tasks out by skip_nonfinite=True"
+    for name, tree in (("θ", params), ("the state", state)):
         for path, leaf in jax.tree.leaves_with_path(tree):
-            broken = _broken(leaf)
-            if broken is not None and tree is tasks:
-                row = f", row {broken[1]}" if len(broken) > 1 else ""
-                return f"{path_name(path)!r} of task {broken[0]} is not finite: entry {list(broken)}{row}; {advice}"
-            if broken is not None:
-                return f"{name} is not finite before the step, first {_leaf(path, leaf)}; {advice}"
+            if _broken(leaf) is not None:
+                return f"{name} is not finite before the step, first {_leaf(path, leaf)}; {_lower('outer')}"
 
     if without := _ids_without_a_row(params, tasks):
         return without
@@ -88,6 +82,26 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
     return f"loss and gradient of each task are finite, and their mean or the update is not{where}; {_lower('outer')}"
 
 
+def broken_part(tasks: Task) -> str | None:
+    """Where the data of a batch of tasks are not finite, or None: `"'query/inputs' of task 3 is not finite: ..."`.
+
+    The row is that of the arrays that the source was made from, where it tells it.
+    """
+    for path, leaf in jax.tree.leaves_with_path(tasks):
+        broken = _broken(leaf)
+        if broken is not None:
+            row = f", row {_row(tasks, path, broken)}" if len(broken) > 1 else ""
+            return f"{path_name(path)!r} of task {broken[0]} is not finite: entry {list(broken)}{row}"
+    return None
+
+
+def _row(tasks: Task, path: Any, broken: tuple[int, ...]) -> int:
+    """The row of the user's arrays, where the source tells it, or that of the task."""
+    examples = getattr(tasks, path[0].name, None) if hasattr(path[0], "name") else None
+    rows = getattr(examples, "rows", ())
+    return broken[1] if isinstance(rows, tuple) else int(rows[broken[:2]])
+
+
 def _ids_without_a_row(params: Params, tasks: Task) -> str | None:
     """The sentence on token ids beyond the rows of an embedding, whose output is NaN; None where there are none."""
     names = ("vectors", "embedding")  # of TextEncoder and of flax.linen.Embed
@@ -96,7 +110,11 @@ def _ids_without_a_row(params: Params, tasks: Task) -> str | None:
     ]
     for path, leaf in jax.tree.leaves_with_path(tasks):
         values = np.asarray(widened(leaf))
-        if path_name(path).split("/")[-1] == "targets" or values.size == 0 or (values % 1 != 0).any():
+        if (
+            path_name(path).split("/")[-1] in ("targets", "classes", "rows")
+            or values.size == 0
+            or (values % 1 != 0).any()
+        ):
             continue
         for table, rows in tables:
             if values.max() >= len(rows) and len(tables) == 1:

@@ -25,6 +25,7 @@ from jmeta.errors import (
     TransductiveWarning,
 )
 from jmeta.export import exported, read_program, read_sealed, run_program, write_bytes, write_sealed
+from jmeta.inputs import as_inputs
 from jmeta.masks import only
 from jmeta.tree import widened
 
@@ -265,7 +266,7 @@ class FewShotClassifier(_FewShot):
         """Adapts the learner to a support.
 
         Args:
-            X: `[n, ...]`, the inputs of the support, as the learner was trained with: pictures from 0 to 1.
+            X: `[n, ...]`, the inputs of the support, as `jmeta.from_arrays` takes them: pictures as bytes or 0 to 1.
             y: `[n]`, labels of any kind, of classes of any size.
             descriptions: `[classes, ...]` in the order of the sorted labels, for a learner that reads them.
 
@@ -416,9 +417,9 @@ def _array(x: Any, name: str) -> np.ndarray:
     if array.dtype.kind == "O":  # as a table of columns of several kinds has
         with contextlib.suppress(TypeError, ValueError):
             array = array.astype(np.float32)
-    if array.dtype.kind not in "buif":
+    if array.dtype.kind not in "buif" and array.dtype != jnp.bfloat16:
         raise DataError(f"{name} is {array.dtype}; give real numbers.")
-    array = array.astype(np.float32) if array.dtype.kind == "f" or name == "y" else array
+    array = array.astype(np.float32) if name == "y" else as_inputs(array)
     if array.ndim < (2 if name == "X" else 1):
         raise DataError(f"{name} has shape {list(array.shape)}; give a row for each example, {name}[:, None].")
     if not array.size:

@@ -1,9 +1,8 @@
-"""Meta-training and evaluation: everything from sampling to update is one compiled program."""
+"""Meta-training: everything from sampling to update is one compiled program."""
 
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.compilation import compiled
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check_examples, mean_over_tasks, measured
+from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, check_examples, mean_over_tasks
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, JmetaError, ModelError, NonFiniteError
 from jmeta.inner import descend
-from jmeta.losses import Pooled, accuracy, expected_calibration_error, negative_log_likelihood
+from jmeta.losses import check_classes, targets_needed
 from jmeta.tree import path_name, widened
 
 Metrics = Mapping[str, Any]
@@ -53,6 +52,7 @@ def make_step(
     *,
     tasks: int = 32,
     task_chunk: int | None = None,
+    skip_nonfinite: bool = False,
 ) -> Step:
     """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
 
@@ -69,6 +69,8 @@ def make_step(
         task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
             does not grow with `tasks`. Default: on CPU as many as keep the cache warm (for images one task, for
             sinusoids all), elsewhere all.
+        skip_nonfinite: whether tasks whose loss or gradient is not finite are left out, one after the other being
+            looked at; `info["skipped"]` counts them.
 
     Returns:
         `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
@@ -86,10 +88,17 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
-    objective, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
+    whole, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
+    if skip_nonfinite:
+        value_and_gradient = _of_finite_tasks(learner.objective)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
         objective_key, batch = _draw(learner, source, carry, tasks)
+        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
+        objective = _of_kept_tasks(learner.objective, info["kept"]) if skip_nonfinite else whole
+        if skip_nonfinite:
+            info = {**info, "skipped": tasks - info["kept"].sum(dtype=jnp.float32)}
+            del info["kept"]
 
         def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
             value, (_, info) = objective(objective_key, params, carry.state, batch)
@@ -98,7 +107,6 @@ def make_step(
         # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
         named = inspect.signature(optimizer.update).parameters
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
-        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
         offered = {"value": loss, "grad": gradient, "value_fn": lambda params: value_and_info(params)[0]}
         offered = {name: value for name, value in offered.items() if name in named or takes_all}
         if "objective_fn" in named:
@@ -135,7 +143,7 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any,
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
 
     def chunks_of(key: Key[Array, ""], batch: Task) -> tuple[Array, Task] | None:
-        chunk = task_chunk or _default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
+        chunk = task_chunk or default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
         if chunk == tasks:
             return None
         chunks = tasks // chunk
@@ -173,10 +181,66 @@ def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any,
     return averaged, accumulated
 
 
+def _one_by_one(key: Key[Array, ""], batch: Task) -> tuple[Array, Task]:
+    tasks = len(jax.tree.leaves(batch)[0])
+    return jax.random.split(key, tasks), jax.tree.map(lambda x: x[:, None], batch)
+
+
+def _of_finite_tasks(objective: Any) -> Any:
+    """Value and gradient of an objective as the mean over those tasks of which both are finite; `info["kept"]`."""
+    value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        def add(total: PyTree, key_and_task: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info, Array]]:
+            (loss, (new, info)), gradient = value_and_grad(key_and_task[0], params, state, key_and_task[1])
+            leaves = [x for x in jax.tree.leaves((loss, gradient, new)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+            kept = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+            part = widened((loss, gradient))
+            return jax.tree.map(lambda a, b: jnp.where(kept, a + b, a), total, part), (new, info, kept)
+
+        parts = _one_by_one(key, batch)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        total, (states, info, kept) = lax.scan(add, zero, parts)
+        # with no task left this is 0 / 0, which ends the run
+        loss, total = jax.tree.map(lambda x: x / kept.sum(dtype=x.dtype), total)
+        gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
+        states, info = jax.tree.map(lambda x: _mean_of(kept, x), (states, dict(info)))
+        return (loss, (states, {**info, "kept": kept})), gradient
+
+    return accumulated
+
+
+def _of_kept_tasks(objective: Any, kept: Bool[Array, "tasks"]) -> Any:
+    """The objective as the mean over some tasks, for optimisers that ask for it again."""
+
+    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = _one_by_one(key, batch)
+        shapes = jax.eval_shape(objective, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def one(_: None, part: tuple[Array, Array, Task]) -> tuple[None, Any]:
+            # the way not taken has no derivative, so that what is not finite in it stays there
+            return None, lax.cond(part[0], lambda: objective(part[1], params, state, part[2]), lambda: zero)
+
+        values = lax.scan(one, None, (kept, *parts))[1]
+        return jax.tree.map(lambda x: _mean_of(kept, x), values)
+
+    return averaged
+
+
+def _mean_of(kept: Bool[Array, "tasks"], x: Array) -> Array:
+    """The mean over the kept tasks of a floating leaf, the first of them of every other."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x[jnp.argmax(kept)]
+    there = kept.reshape(-1, *(1 for _ in x.shape[1:]))
+    return jnp.where(there, x, jnp.zeros_like(x)).sum(axis=0) / kept.sum(dtype=x.dtype)
+
+
 _CHUNK_BYTES = 2**14
 
 
-def _default_chunk(task: Task, tasks: int) -> int:
+def default_chunk(task: Task, tasks: int) -> int:
     """All tasks on an accelerator; on CPU as many as keep the cache warm, which for images is one."""
     if jax.default_backend() != "cpu":
         return tasks
@@ -199,7 +263,7 @@ def init(
         θ and state drawn by `learner.init`, and a new optimiser state.
 
     Raises:
-        ModelError: the model does not fit the tasks.
+        ModelError: the model or the loss does not fit the tasks.
 
     Example:
         >>> import jax, jmeta, optax
@@ -212,7 +276,11 @@ def init(
     task = source.sample(sample_key, source.data)
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
-    _check(learner, params, state, source)
+    with targets_needed() as needed:
+        _check(learner, params, state, source)
+    if needed:
+        check_classes("support", task.support)
+        check_classes("query", task.query)
     return TrainState(run_key, jnp.zeros((), jnp.int32), params, state, _start(optimizer, params))
 
 
@@ -271,7 +339,7 @@ def _check_state(
             )
 
 
-def _check_counts(**counts: Any) -> None:
+def check_counts(**counts: Any) -> None:
     """Raises `ConfigError` unless all are whole numbers of at least 1, or None."""
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
@@ -281,7 +349,8 @@ def _check_counts(**counts: Any) -> None:
             raise ConfigError(f"{name} is {value}; give at least {least}.")
 
 
-def _check_concrete(name: str, help_: str, *trees: PyTree) -> None:
+def check_concrete(name: str, help_: str, *trees: PyTree) -> None:
+    """Raises `ConfigError` under `jit`, `vmap` and `grad`."""
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
         raise ConfigError(f"{name} is a loop of Python, which jit, vmap and grad cannot look into; {help_}.")
 
@@ -319,6 +388,7 @@ def fit(
     log_every: int = 50,
     train_state: TrainState | None = None,
     callback: Callable[[TrainState, Metrics], Any] | None = None,
+    skip_nonfinite: bool = False,
 ) -> Fit:
     """Meta-trains a learner on tasks from a source.
 
@@ -336,6 +406,9 @@ def fit(
         train_state: where to go on; default: from `init`.
         callback: `(train_state, metrics) -> stop`, called after each scan, to log, to save, to stop early. `True`, of
             Python, NumPy or JAX, stops; whatever else it returns (what `file.write` does) means nothing.
+        skip_nonfinite: whether tasks whose loss or gradient is not finite are left out of the meta-step instead of
+            ending the run; the history counts them, `"skipped"`, the mean number a step. Tasks are then adapted one
+            after the other.
 
     Returns:
         The trained parameters and the history.
@@ -360,9 +433,9 @@ def fit(
         >>> [row["step"] for row in fitted.history]
         [10, 20]
     """
-    _check_counts(steps=steps, tasks=tasks, log_every=log_every)
+    check_counts(steps=steps, tasks=tasks, log_every=log_every)
     help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
-    _check_concrete("fit", help_, key, source.data, train_state)
+    check_concrete("fit", help_, key, source.data, train_state)
     if train_state is None:
         train_state = init(key, learner, optimizer, source)
     else:
@@ -385,6 +458,7 @@ def fit(
             tasks=tasks,
             task_chunk=task_chunk,
             length=log_every,
+            skip_nonfinite=skip_nonfinite,
         )
         done = int(train_state.step)
         if done < min(begin + log_every, steps):
@@ -439,11 +513,13 @@ def _run(
     tasks: int,
     task_chunk: int | None,
     length: int,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Info]:
     @jax.jit  # traced once for its shapes and for the scan
     def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
         source = TaskSource(data, sample, {})
-        return make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk)(carry, None)
+        one = make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk, skip_nonfinite=skip_nonfinite)
+        return one(carry, None)
 
     info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
 
@@ -452,226 +528,6 @@ def _run(
         return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
 
     return lax.scan(until_done, train_state, length=length)
-
-
-def evaluate(
-    key: Key[Array, ""],
-    learner: MetaLearner,
-    params: Params,
-    state: State,
-    source: TaskSource,
-    *,
-    episodes: int = 600,
-    task_chunk: int | None = None,
-    metric: Metric | Mapping[str, Metric] = accuracy,
-) -> dict[str, Any]:
-    """Adapts to unseen tasks and measures the answers to their queries.
-
-    All episodes are one compiled program.
-
-    Args:
-        key: the same key gives the same episodes.
-        learner: the meta-learner.
-        params: θ.
-        state: the learner's state.
-        source: where test tasks come from.
-        episodes: number of tasks; 600 is the custom of the field.
-        task_chunk: how many tasks are adapted at a time. Default: as in `make_step`, at most 32.
-        metric: `(outputs, targets) -> scalar`, one value for each task, or a `jmeta.Pooled`; default `jmeta.accuracy`,
-            which brings `jmeta.negative_log_likelihood` and `jmeta.expected_calibration_error` with it. Several at
-            once: a dict of them, or one that gives a dict of scalars.
-
-    Returns:
-        `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
-        "episodes", "transductive": whether one query's answer depends on the other queries (measured on one episode),
-        and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
-        same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. What accuracy brings with
-        it, and each of several metrics, has its own interval, `"negative_log_likelihood_ci95"`, and its own
-        `"negative_log_likelihood_alone"`.
-
-    Raises:
-        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
-        ConfigError: a metric that cannot be compiled.
-
-    Example:
-        >>> import jax, jmeta
-        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), inner_rate=0.01, loss=jmeta.mean_squared_error)
-        >>> source = jmeta.sinusoid()
-        >>> fitted = jmeta.fit(jax.random.key(0), learner, source, steps=10, tasks=4)
-        >>> result = jmeta.evaluate(
-        ...     jax.random.key(1), learner, fitted.params, fitted.state, source, episodes=20,
-        ...     metric=jmeta.mean_squared_error,
-        ... )
-        >>> sorted(result)
-        ['ci95', 'episodes', 'mean_squared_error', 'queries', 'shots', 'transductive']
-    """
-    if episodes < 2:
-        raise ConfigError(f"episodes is {episodes}; give at least 2, as an interval needs.")
-    main = getattr(metric, "__name__", "metric")
-    metrics: dict[str, Metric] = dict(metric) if isinstance(metric, Mapping) else {main: metric}
-    if metric is accuracy:  # of a classifier it is reported as well how sure it is
-        metrics |= {one.__name__: one for one in (negative_log_likelihood, expected_calibration_error)}
-    asked = partial(per_episode, key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
-
-    def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:
-        return {name: _interval(value, getattr(metrics.get(name), "summary", _same)) for name, value in values.items()}
-
-    results: dict[str, Any] = {}
-    for name, (mean, half_width) in intervals(asked()).items():
-        results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
-    transductive = bool(compiled(_transductive)(key, params, state, source.data, learner=learner, sample=source.sample))
-    for name, (mean, half_width) in intervals(asked(alone=True)).items() if transductive else ():
-        alone = "alone" if name == main else f"{name}_alone"
-        results |= {alone: mean, f"{alone}_ci95": half_width}
-    return {
-        **results,
-        "episodes": episodes,
-        **source.protocol,
-        "transductive": transductive,
-    }
-
-
-def per_episode(
-    key: Key[Array, ""],
-    learner: MetaLearner,
-    params: Params,
-    state: State,
-    source: TaskSource,
-    metrics: Mapping[str, Metric],
-    *,
-    episodes: int,
-    task_chunk: int | None = None,
-    alone: bool = False,
-) -> dict[str, PyTree]:
-    """What `evaluate` averages.
-
-    Args:
-        key: as in `evaluate`.
-        learner: as in `evaluate`.
-        params: as in `evaluate`.
-        state: as in `evaluate`.
-        source: as in `evaluate`.
-        metrics: of each task, by name; of a `jmeta.Pooled` its statistics.
-        episodes: number of tasks.
-        task_chunk: as in `evaluate`.
-        alone: whether a query is asked alone, a few of each task.
-
-    Returns:
-        The values of each metric `[episodes, ...]`.
-
-    Raises:
-        ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
-        ConfigError: a metric that cannot be compiled.
-    """
-    _check_counts(episodes=episodes, task_chunk=task_chunk)
-    _check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
-    task = jax.eval_shape(source.sample, key, source.data)
-    check_task(task)
-    return compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-        key,
-        params,
-        state,
-        source.data,
-        learner=learner,
-        sample=source.sample,
-        episodes=episodes,
-        chunk=min(episodes, task_chunk or _default_chunk(task, 32)),
-        metrics=tuple(metrics.items()),
-        alone=alone,
-    )
-
-
-def _same(mean: Any) -> Any:
-    return mean
-
-
-def _interval(values: PyTree, summary: Callable[[PyTree], Any]) -> tuple[float, float]:
-    """The summary of the mean over episodes, and half the width of its 95 % interval, by the jackknife.
-
-    An episode at a time is left out; of a plain mean that gives s / √n to the last digit.
-    """
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.asarray(x, np.float64), values))
-    n, means = len(leaves[0]), [x.mean(axis=0) for x in leaves]
-    without = [mean - (x - mean) / (n - 1) for x, mean in zip(leaves, means, strict=True)]
-    left = np.asarray([float(summary(jax.tree.unflatten(tree, [x[i] for x in without]))) for i in range(n)])
-    error = np.sqrt((n - 1) / n * np.square(left - left.mean()).sum())
-    return float(summary(jax.tree.unflatten(tree, means))), float(1.96 * error)
-
-
-_ALONE = 5  # queries of an episode that are asked alone; one by one they cost as much as all together
-
-
-def _evaluate(
-    key: Key[Array, ""],
-    params: Params,
-    state: State,
-    data: PyTree,
-    *,
-    learner: MetaLearner,
-    sample: Callable[[Key[Array, ""], PyTree], Task],
-    episodes: int,
-    chunk: int,
-    metrics: tuple[tuple[str, Metric], ...],
-    alone: bool,
-) -> dict[str, PyTree]:
-    def episode(key: Key[Array, ""]) -> dict[str, PyTree]:
-        sample_key, adapt_key, predict_key = jax.random.split(key, 3)
-        task = sample(sample_key, data)
-        adapted = learner.adapt(adapt_key, params, state, task.support)
-
-        def answer(inputs: PyTree) -> PyTree:
-            return learner.predict(predict_key, adapted, inputs)
-
-        def answer_one(one: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: x[0], answer(jax.tree.map(lambda x: x[None], one)))
-
-        if not alone:
-            return _measured(metrics, answer(task.query.inputs), task.query)
-        n = len(jax.tree.leaves(task.query)[0])
-        some = jax.tree.map(lambda x: x[:: max(1, n // _ALONE)], task.query)
-        return _measured(metrics, lax.map(answer_one, some.inputs), some)
-
-    return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
-
-
-def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, PyTree]:
-    """Each metric of one task by its name; one that gives a dict gives several."""
-    values: dict[str, PyTree] = {}
-    for name, metric in metrics:
-        pooled = isinstance(metric, Pooled)
-        try:
-            value = measured(metric.statistics if isinstance(metric, Pooled) else metric, outputs, query)
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-            raise ConfigError(
-                f"the metric {name!r} cannot be compiled: it uses NumPy, float() or an `if` on values; write it with "
-                "jax.numpy, and jnp.where for the `if`."
-            ) from error
-        new = value if isinstance(value, Mapping) and not pooled else {name: value}
-        for part, x in new.items() if not pooled else ():
-            if jnp.shape(x) != ():
-                raise ModelError(
-                    f"the metric {part!r} has shape {list(jnp.shape(x))}; give one number for a task: take the mean."
-                )
-        values |= new
-    return values
-
-
-def _transductive(
-    key: Key[Array, ""],
-    params: Params,
-    state: State,
-    data: PyTree,
-    *,
-    learner: MetaLearner,
-    sample: Callable[[Key[Array, ""], PyTree], Task],
-) -> Array:
-    """Whether the answer to the first query changes when the other queries are replaced."""
-    task, other = (sample(k, data) for k in jax.random.split(key))
-    adapted = learner.adapt(key, params, state, task.support)
-    mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), task.query.inputs, other.query.inputs)
-    before, after = (learner.predict(key, adapted, inputs) for inputs in (task.query.inputs, mixed))
-    same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6, equal_nan=True), before, after)
-    return ~jnp.stack(jax.tree.leaves(same)).all()
 
 
 def _check(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:

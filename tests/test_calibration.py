@@ -8,7 +8,7 @@ from jax.scipy.special import logsumexp
 
 import jmeta
 from jmeta.calibration import temperature_of
-from jmeta.train import per_episode
+from jmeta.evaluate import per_episode
 
 KEY = jax.random.key(0)
 LEARNER = jmeta.prototypical(jmeta.identity())

@@ -10,8 +10,9 @@ import pytest
 
 import jmeta
 from jmeta.compilation import Compiled, compiled, made_of
+from jmeta.evaluate import _evaluate
 from jmeta.rl import Box, Environment, bandit, environment_tasks, reveal
-from jmeta.train import _evaluate, _init, _run
+from jmeta.train import _init, _run
 
 KEY = jax.random.key(0)
 

@@ -9,13 +9,15 @@ import jmeta
 
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
-    {"errors", "tree", "compilation", "files"},
+    {"errors", "tree", "compilation", "files", "inputs"},
     {"masks", "metrics", "distances"},
     {"core"},
     {"losses"},
     {"inner"},
     {"adjoint"},
-    {"diagnosis", "train", "evaluate"},
+    {"diagnosis"},
+    {"train"},
+    {"evaluate"},
     {"optimizers", "bilevel"},
     {"data", "models"},
     {"learners"},

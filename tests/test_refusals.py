@@ -50,7 +50,7 @@ def test_whole_numbers_of_numpy_are_taken():
 def test_a_run_that_is_done_says_so():
     done = fit().train_state
     with pytest.warns(
-        UserWarning, match="is at step 2 and steps is 2, counted .* nothing is done; steps=4 makes 2 more"
+        UserWarning, match=r"is at step 2 and steps is 2, counted .* nothing is done; steps=4 makes 2 more"
     ):
         again = fit(train_state=done)
     assert again.history == [] and int(again.train_state.step) == 2
@@ -200,3 +200,70 @@ def test_token_ids_beyond_the_table():
     source = jmeta.from_arrays(ids, Y, ways=3, shots=1, queries=2)
     with pytest.raises(jmeta.NonFiniteError, match=r"has the id .* and the table 'vectors' of the model has 64 rows"):
         fit(jmeta.prototypical(model), source)
+
+
+REGRESSION = jmeta.from_groups(X[:, :3], X[:, 3:6], Y, shots=4, queries=4)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, e in LEARNERS.items() if not (e.acts or e.descriptions or e.pretrains)]
+)
+def test_a_loss_of_classes_on_a_regression_is_told_before_the_run(name):
+    entry = LEARNERS[name]
+    network = {"context": 2} if name == "cavia" else {}
+    one, three = (
+        entry.make(jmeta.linen(jmeta.MLP(outputs=None if entry.embedding else n, hidden=(4,), **network)))
+        for n in (1, 3)
+    )
+    with pytest.raises(jmeta.ModelError, match=r"the targets have one column.*loss=jmeta.mean_squared_error"):
+        jmeta.init(KEY, one, optax.adam(1e-3), SOURCE)
+    with pytest.raises(jmeta.ModelError, match="the targets of the support are no classes, one-hot: a row is"):
+        jmeta.init(KEY, three, optax.adam(1e-3), REGRESSION)
+
+
+def test_a_metric_of_classes_on_a_regression_is_told():
+    params = start().params
+    with pytest.raises(jmeta.ModelError, match=r"one column.*evaluate metric=jmeta.mean_squared_error"):
+        jmeta.evaluate(KEY, LEARNER, params, {}, SOURCE, episodes=2)
+    three = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=3)), inner_rate=0.01, loss=jmeta.mean_squared_error)
+    train_state = jmeta.init(KEY, three, optax.adam(1e-3), REGRESSION)
+    for metric in (jmeta.accuracy, {"accuracy": jmeta.accuracy}, lambda o, t: jmeta.softmax_cross_entropy(o, t)):
+        with pytest.raises(jmeta.ModelError, match="the targets of the query are no classes"):
+            jmeta.evaluate(KEY, three, train_state.params, {}, REGRESSION, episodes=2, metric=metric)
+
+
+@pytest.mark.parametrize("targets", [jnp.eye(3), jnp.eye(3).astype(int), jnp.eye(3) > 0, jnp.full((3, 3), 1 / 3)])
+def test_one_hot_of_any_kind_and_probabilities_are_classes(targets):
+    from jmeta.losses import check_classes
+
+    check_classes("support", jmeta.Examples((), targets))
+    assert float(jmeta.accuracy(jnp.eye(3), targets)) in (1.0, pytest.approx(1 / 3))
+    assert np.isfinite(float(jmeta.softmax_cross_entropy(jnp.eye(3), targets)))
+    assert np.isfinite(float(jmeta.mean_squared_error(jnp.eye(3), targets)))
+
+
+def test_accuracy_of_trajectories_is_told():
+    source = jmeta.rl.bandit(queries=2)
+    learner = jmeta.maml_rl(jmeta.linen(jmeta.models.policies.Policy(source.sample(KEY, source.data).support.actions)))
+    params, state = learner.init(KEY, source.sample(KEY, source.data))
+    with pytest.raises(jmeta.ModelError, match=r"answers are a Trajectory and no array; give metric=jmeta.mean_return"):
+        jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
+
+
+def test_pictures_of_bytes_do_not_reach_a_network():
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1), np.uint8)
+    for model in (jmeta.identity(), jmeta.linen(jmeta.MLP(outputs=3, hidden=()))):
+        params, state = model.init(KEY, jnp.zeros((1, 4, 4, 1)))
+        with pytest.raises(jmeta.DataError, match=r"pictures of bytes, \[6, 4, 4, 1\], which sources scale.*as_inputs"):
+            model.apply(KEY, params, state, images, train=False)
+        model.apply(KEY, params, state, jnp.asarray(jmeta.as_inputs(images)), train=False)
+
+
+def test_a_classifier_sees_bytes_as_a_source_does():
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), np.uint8)
+    classifier = jmeta.FewShotClassifier(jmeta.prototypical(jmeta.identity()), {}, {})
+    answers = [
+        classifier.fit(x[:6], list("aabbcc")).predict_proba(x[6:]) for x in (images, images / 255, images.astype(float))
+    ]
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+    assert (abs(answers[0] - answers[2]) > 0.01).any()

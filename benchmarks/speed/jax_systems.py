@@ -64,7 +64,9 @@ class NnConv4(nn.Module):
     def __call__(self, x: jax.Array, train: bool = True) -> jax.Array:
         pool = self.case.network == "conv4-max"
         for _ in range(4):
-            x = nn.Conv(FEATURES, (3, 3), strides=1 if pool else 2, use_bias=False)(x)
+            # named, as jmeta.linen would put its own in the place of the default
+            conv = jax.lax.conv_general_dilated
+            x = nn.Conv(FEATURES, (3, 3), strides=1 if pool else 2, use_bias=False, conv_general_dilated=conv)(x)
             x = BatchNorm()(x, train=train)
             x = nn.relu(nn.max_pool(x, (2, 2), (2, 2)) if pool else x)
         return nn.Dense(self.case.ways, name="head")(x.reshape(len(x), -1) if pool else x.mean((1, 2)))

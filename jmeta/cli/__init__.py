@@ -12,9 +12,11 @@ import tyro
 
 import jmeta
 from jmeta.cli.adapt import Adapt
+from jmeta.cli.compare import Compare
 from jmeta.cli.evaluate import Evaluate
 from jmeta.cli.listing import List
 from jmeta.cli.predict import Predict
+from jmeta.cli.report import Report
 from jmeta.cli.search import Search
 from jmeta.cli.train import Train, with_file
 from jmeta.errors import JmetaError
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "adapt": Adapt,
     "predict": Predict,
+    "compare": Compare,
+    "report": Report,
     "search": Search,
     "list": List,
 }

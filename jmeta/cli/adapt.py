@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from jmeta.cli.predict import answers, draw, read_query, scaled, show
+from jmeta.cli.predict import answers, draw, read_query, show
 from jmeta.data.folders import read_images
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class Adapt:
         names = np.asarray(support.names)
         classifier = run.classifier()
         described = _descriptions_of(self.folder, config, support.names)
-        classifier.fit(scaled(support.images), names[support.labels], described)
+        classifier.fit(support.images, names[support.labels], described)
         about = settings.protocol(config)
         result = {} if query is None else answers(classifier, query)
         if self.save is not None:

@@ -94,7 +94,7 @@ def answers(classifier: FewShotClassifier, query: Images) -> dict[str, Any]:
         `"predictions"`, and of a labelled query `"accuracy"`, its 95 % `"interval"`, `"classes"` and `"confusion"`, how
         many images of a class (row) were answered by a class (column).
     """
-    probabilities = classifier.predict_proba(scaled(query.images))
+    probabilities = classifier.predict_proba(query.images)
     classes, answered = names_of(classifier), probabilities.argmax(axis=1)
     rows = [
         {"file": str(file), "class": classes[i], "probability": float(p[i])}
@@ -146,8 +146,3 @@ def show(result: dict[str, Any], json: bool) -> None:
     for name, counts in zip(result["classes"], result["confusion"], strict=True):
         table.add_row(escape(name), *map(str, counts))
     Console().print(table)
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    """Pixels from 0 to 1."""
-    return images.astype(np.float32) / np.float32(255.0)

@@ -19,6 +19,7 @@ from rich.table import Table
 from jmeta.adjoint import Adjoint, exact, first_order
 from jmeta.core import Model, TaskSource
 from jmeta.errors import CheckpointError, ConfigError, lookup
+from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
 from jmeta.learners.prototypical import prototypical
 from jmeta.models.adapters import linen
@@ -30,7 +31,7 @@ from jmeta.runs.settings import check_seed
 from jmeta.runs.stopping import LOCK, Signals, only_writer
 from jmeta.search.architecture import darts, genotype, genotype_of, random_genotype, search_tasks
 from jmeta.search.cells import CellNetwork, Genotype
-from jmeta.train import Metrics, TrainState, evaluate, fit, init
+from jmeta.train import Metrics, TrainState, fit, init
 
 ORDERS: Mapping[str, Callable[[], Adjoint]] = {"second order": exact, "first order": first_order}
 

@@ -1,7 +1,7 @@
 """Every assay is a task: which molecules are active, in drug discovery."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int8, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
-from jmeta.data.episodes import stored
+from jmeta.data.episodes import Size, keep, span, spans
 from jmeta.errors import DataError
+from jmeta.inputs import as_seen, stored
 from jmeta.tree import widened
 
 
@@ -20,20 +21,22 @@ class AssayData(NamedTuple):
     Args:
         features: `[molecules, ...]`.
         labels: `[assays, molecules]`: 1 active, 0 inactive, −1 not measured.
-        actives: `[assays, 2]`, how many actives support and query have.
+        support: `[assays, sizes]`, how many actives a support of each size has, and
+        query: `[assays, sizes]`, how many a query.
     """
 
     features: Num[Array, "molecules ..."]
     labels: Int8[Array, "assays molecules"]
-    actives: Int[Array, "assays 2"]
+    support: Int[Array, "assays shots"]
+    query: Int[Array, "assays queries"]
 
 
 def from_assays(
     features: np.ndarray | Array,
     labels: np.ndarray | Array,
     *,
-    shots: int = 16,
-    queries: int = 64,
+    shots: Size = 16,
+    queries: Size = 64,
     balanced: bool = False,
     names: Sequence[str] = (),
 ) -> TaskSource:
@@ -43,17 +46,17 @@ def from_assays(
     share of actives as the assay (at least one of each class), so that average precision means what it does there.
 
     Args:
-        features: `[molecules, ...]`, such as fingerprints; unsigned bytes are taken as numbers, not scaled.
+        features: `[molecules, ...]`, such as fingerprints, which tasks hold as `jmeta.as_inputs` says.
         labels: `[molecules, assays]`: 1 active, 0 inactive; −1 or NaN not measured.
-        shots: support molecules of a task, actives and inactives together.
-        queries: query molecules of a task.
+        shots: support molecules of a task, actives and inactives together, or `(least, most)`.
+        queries: query molecules of a task, or `(least, most)`.
         balanced: whether half of the support is active; else it has the assay's share (at least one of each class).
         names: the name of each assay.
 
     Returns:
         A source of tasks whose `support` is `Examples([shots, ...], [shots, 2])`, targets one-hot with the actives in
         column 1, and whose `query` is `Examples([queries, ...], [queries, 2])`. Assays with too few measured molecules
-        are left out; `names` and `protocol["assays"]` tell which remain.
+        are left out; `names`, `protocol["assays"]` and `protocol["dropped"]` tell which and how many remain.
 
     Raises:
         DataError: arrays of different length, features that are not finite, labels other than those above, fewer than
@@ -72,9 +75,9 @@ def from_assays(
 
     Differences from the paper: its query set is all of the assay but the support; here it has a fixed size.
     """
-    features, labels = np.asarray(features), np.asarray(labels)
-    features = features if features.dtype == np.uint8 else stored(features)
-    for name, value in (("shots", shots), ("queries", queries)):
+    features, labels = stored(np.asarray(features)), np.asarray(labels)
+    (least_shots, shots), (least_queries, queries) = span("shots", shots), span("queries", queries)
+    for name, value in (("shots", least_shots), ("queries", least_queries)):
         if value < 2:
             raise DataError(f"{name} is {value}; give at least 2, one active and one inactive.")
     if labels.ndim != 2 or len(features) != len(labels):
@@ -87,20 +90,31 @@ def from_assays(
         raise DataError(f"the features of molecule {row} are not finite; remove or repair them.")
     labels = np.where(np.isnan(labels), -1, labels) if np.issubdtype(labels.dtype, np.floating) else labels
     if not np.isin(labels, (-1, 0, 1)).all():
-        raise DataError("labels must be 1 (active), 0 (inactive), or −1 or NaN (not measured).")
+        raise DataError(
+            "labels must be 1 (active), 0 (inactive), or −1 or NaN (not measured); for measured values, a regression, "
+            "use from_groups, with the assay of each measurement as its group."
+        )
     if names and len(names) != labels.shape[1]:
         raise DataError(f"there are {len(names)} names but {labels.shape[1]} assays; give one name for each assay.")
     active, inactive = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
     share = active / np.maximum(active + inactive, 1)
-    in_support = np.full(len(share), shots // 2) if balanced else np.clip(np.round(shots * share), 1, shots - 1)
-    in_query = np.clip(np.round(queries * share), 1, queries - 1)
-    enough = (active >= in_support + in_query) & (inactive >= shots + queries - in_support - in_query)
+    sizes, query_sizes = np.arange(least_shots, shots + 1), np.arange(least_queries, queries + 1)
+
+    def actives(size: np.ndarray) -> np.ndarray:
+        return np.clip(np.round(size[None] * share[:, None]), 1, size[None] - 1)
+
+    in_support = np.broadcast_to(sizes // 2, (len(share), len(sizes))) if balanced else actives(sizes)
+    in_query = actives(query_sizes)
+    most_active = in_support.max(axis=1) + in_query.max(axis=1)
+    most_inactive = (sizes[None] - in_support).max(axis=1) + (query_sizes[None] - in_query).max(axis=1)
+    enough = (active >= most_active) & (inactive >= most_inactive)
     if not enough.any():
         raise DataError(f"no assay has enough molecules of both classes for {shots} shots and {queries} queries.")
     data = AssayData(
         features=jnp.asarray(features),
         labels=jnp.asarray(labels.T[enough], jnp.int8),
-        actives=jnp.asarray(np.stack([in_support, in_query], axis=1)[enough], jnp.int32),
+        support=jnp.asarray(in_support[enough], jnp.int32),
+        query=jnp.asarray(in_query[enough], jnp.int32),
     )
 
     def sample(key: Key[Array, ""], data: AssayData) -> Task:
@@ -112,9 +126,15 @@ def from_assays(
         active, inactive = (
             jax.lax.top_k(jnp.where(data.labels[assay] == label, score, -1.0), most)[1] for label in (1, 0)
         )
-        first, second = data.actives[assay]
+        zero = jnp.zeros((), jnp.int32)
+        more_shots, more_queries = zero, zero
+        if least_shots < shots or least_queries < queries:
+            sizes_keys = jax.random.split(jax.random.fold_in(key, 2))
+            more_shots = jax.random.randint(sizes_keys[0], (), 0, shots - least_shots + 1)
+            more_queries = jax.random.randint(sizes_keys[1], (), 0, queries - least_queries + 1)
+        first, second = data.support[assay, more_shots], data.query[assay, more_queries]
 
-        def examples(rows: int, actives: Array, after: Array, after_inactive: Array) -> Examples:
+        def examples(rows: int, there: Any, actives: Array, after: Array, after_inactive: Array) -> Examples:
             place = jnp.arange(rows)
             is_active = place < actives
             chosen = jnp.where(
@@ -122,13 +142,23 @@ def from_assays(
                 active[jnp.clip(after + place, 0, most - 1)],
                 inactive[jnp.clip(after_inactive + place - actives, 0, most - 1)],
             )
-            x = data.features[chosen].astype(jnp.float32)
-            return Examples(x, jax.nn.one_hot(is_active.astype(jnp.int32), 2, dtype=x.dtype))
+            label = is_active.astype(jnp.int32)
+            targets = jax.nn.one_hot(label, 2, dtype=jnp.float32)
+            found = Examples(as_seen(data.features[chosen]), targets, classes=label, rows=chosen)
+            return found if isinstance(there, int) else keep(found, place < there)
 
-        zero = jnp.zeros((), jnp.int32)
-        return Task(examples(shots, first, zero, zero), examples(queries, second, first, shots - first))
+        s: Any = shots if least_shots == shots else least_shots + more_shots
+        q: Any = queries if least_queries == queries else least_queries + more_queries
+        return Task(examples(shots, s, first, zero, zero), examples(queries, q, second, first, s - first))
 
-    protocol = {"ways": 2, "shots": shots, "queries": queries, "balanced": balanced, "assays": int(enough.sum())}
+    protocol = {
+        "ways": 2,
+        **spans(shots=(least_shots, shots), queries=(least_queries, queries)),
+        "balanced": balanced,
+        "assays": int(enough.sum()),
+        "dropped": int((~enough).sum()),
+        "classes": 2,
+    }
     kept = tuple(name for name, keep in zip(names, enough, strict=True) if keep) if names else ()
     return TaskSource(data, sample, protocol, kept)
 

@@ -17,8 +17,10 @@ def from_embeddings(
     *,
     ways: Size = 5,
     shots: Size = 1,
-    queries: int = 15,
+    queries: Size = 15,
     names: Sequence[str] = (),
+    batch: int | None = None,
+    min_rows: int | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes from precomputed embeddings (CLIP, sentence-transformers, a network of your own).
 
@@ -29,8 +31,10 @@ def from_embeddings(
             description: embeddings of the classes' names, or attributes.
         ways: number of classes of an episode, or `(least, most)`.
         shots: labelled support examples a class, or `(least, most)`; 0 with descriptions.
-        queries: query examples a class.
+        queries: query examples a class, or `(least, most)`.
         names: the name of each class, in the order of the sorted distinct labels.
+        batch: instead of an episode, this many embeddings of all classes at once, see `jmeta.from_arrays`.
+        min_rows: classes with fewer rows are dropped, see there.
 
     Returns:
         A source of tasks, see `jmeta.from_arrays`. `jmeta.linen(jmeta.MLP(outputs=None, hidden=(256,)))` is a model for
@@ -65,4 +69,6 @@ def from_embeddings(
         queries=queries,
         names=names,
         descriptions=descriptions,
+        batch=batch,
+        min_rows=min_rows,
     )

@@ -1,18 +1,20 @@
 """N-way K-shot episodes from arrays, sampled on the device inside the compiled step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Bool, Int, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.data.text import TokenIds
-from jmeta.errors import DataError
+from jmeta.errors import ConfigError, DataError
+from jmeta.inputs import as_seen, stored
 
-Transform = Callable[[Key[Array, ""], Float[Array, "n ..."]], Float[Array, "n ..."]]
+Transform = Callable[[Key[Array, ""], Num[Array, "n ..."]], Num[Array, "n ..."]]
 Size = int | tuple[int, int]
 Descriptions = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds
 
@@ -24,6 +26,7 @@ class EpisodeData(NamedTuple):
         inputs: `[rows, ...]`.
         first: `[classes]`, the first row of each class.
         count: `[classes]`, the number of rows of each class.
+        rows: `[rows]`, where each row lay in the arrays as they were given.
         family: `[classes]`, the family of each class; an episode draws all of its classes from one family.
         families: `[families]`, the families with at least as many classes as an episode has ways.
         descriptions: `[classes, ...]`, or `()` where classes have none.
@@ -32,6 +35,7 @@ class EpisodeData(NamedTuple):
     inputs: Num[Array, "rows ..."]
     first: Int[Array, "classes"]
     count: Int[Array, "classes"]  # type: ignore[assignment]
+    rows: Int[Array, "rows"]
     family: Int[Array, "classes"]
     families: Int[Array, "families"]
     descriptions: Any = ()
@@ -43,29 +47,32 @@ def from_arrays(
     *,
     ways: Size = 5,
     shots: Size = 1,
-    queries: int = 15,
+    queries: Size = 15,
     names: Sequence[str] = (),
     descriptions: Descriptions | None = None,
     families: np.ndarray | Sequence[int] | None = None,
     transform: Transform | None = None,
     batch: int | None = None,
+    min_rows: int | None = None,
+    ordered: bool = False,
 ) -> TaskSource:
     """N-way K-shot episodes from labelled arrays, or batches of all classes to pre-train on.
 
     An episode draws `ways` classes uniformly without replacement, then `shots + queries` rows of each without
     replacement. The arrays lie on the device, and sampling is part of the compiled step.
 
-    Ways and shots may be ranges; then each episode draws its ways, and each of its classes its shots. All episodes keep
-    the shape of the largest: an example that is not there is outside of the mask and has a row of zeros in the targets,
-    and its inputs repeat those that are there; a class that is not there has a column of zeros.
+    Ways, shots and queries may be ranges; then each episode draws its ways, and each of its classes its shots and its
+    queries. All episodes keep the shape of the largest: an example that is not there is outside of the mask and has a
+    row of zeros in the targets, and its inputs repeat those that are there; a class that is not there has a column of
+    zeros.
 
     Args:
-        inputs: `[n, ...]`; unsigned bytes are stored as such and scaled to `[0, 1]` when sampled, everything else
-            becomes float32 and is left as it is.
+        inputs: `[n, ...]`, which tasks hold as `jmeta.as_inputs` says: pictures of bytes from 0 to 1, other integers
+            as they are, everything else as float32.
         labels: `[n]`, any integers, in any order.
         ways: number of classes of an episode, or `(least, most)`.
         shots: labelled support examples a class, or `(least, most)`; with descriptions 0 is allowed.
-        queries: query examples a class.
+        queries: query examples a class, or `(least, most)`.
         names: the name of each class, in the order of the sorted distinct labels.
         descriptions: `[classes, ...]` in the same order, or a mapping from each label to its description: attributes
             or an embedding, which become float32, or the token ids of a text, which
@@ -74,11 +81,15 @@ def from_arrays(
             family, uniform over the families that have at least `ways` classes. Default: one family.
         transform: `(key, inputs [n, ...]) -> inputs`, applied on the device to the rows of an episode (augmentation).
         batch: instead of an episode, a task is this many rows drawn from all classes at once, for `jmeta.transfer`.
+        min_rows: classes with fewer rows are dropped, with their names, descriptions and families;
+            `protocol["dropped"]` says how many. Default: a class that is too small is an error.
+        ordered: whether rows are in the order of time, so that the support of a class comes before its queries.
 
     Returns:
         A source of tasks whose `support` is `Examples([ways * shots, ...], [ways * shots, ways])` and whose `query` is
         `Examples([ways * queries, ...], [ways * queries, ways])`. With descriptions, `support` is
         `Examples(inputs, targets, descriptions [ways, ...])`; with 0 shots it has one row a class, without a label.
+        `classes` and `rows` of the examples tell the number of their class and their row in `inputs`.
         With `batch`, the support is empty, `()`, and the query is `Examples([batch, ...], [batch, classes])`.
 
     Raises:
@@ -97,10 +108,17 @@ def from_arrays(
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
     inputs, labels = stored(np.asarray(inputs)), np.asarray(labels)
-    (least_ways, ways), (least_shots, shots) = _range("ways", ways), _range("shots", shots)
+    (least_ways, ways), (least_shots, shots) = span("ways", ways), span("shots", shots)
+    least_queries, queries = span("queries", queries)
     slots = max(shots, 1)  # without a shot one row a class remains, which has no label
-    _check(inputs, labels, least_ways, least_shots, queries, batch, descriptions is not None)
-    classes, first, count = np.unique(np.sort(labels), return_index=True, return_counts=True)
+    _check(inputs, labels, least_ways, least_shots, least_queries, batch, descriptions is not None)
+    order = np.argsort(labels, kind="stable")
+    dropped: dict[str, int] = {}
+    if min_rows is not None:
+        labels, order, names, descriptions, families, dropped = _without_small(
+            labels, order, names, descriptions, families, min_rows
+        )
+    classes, first, count = np.unique(labels[order], return_index=True, return_counts=True)
     _check_counts(classes, count, names, *((2, 1, 0) if batch else (ways, slots, queries)))
     family = np.zeros(len(classes), np.int32) if families is None else np.asarray(families)
     if len(family) != len(classes):
@@ -109,9 +127,10 @@ def from_arrays(
     if batch is None and not (sizes >= ways).any():
         raise DataError(f"no family has {ways} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
     data = EpisodeData(
-        inputs=jnp.asarray(inputs[np.argsort(labels, kind="stable")]),
+        inputs=jnp.asarray(inputs[order]),
         first=jnp.asarray(first, jnp.int32),
         count=jnp.asarray(count, jnp.int32),
+        rows=jnp.asarray(order, jnp.int32),
         family=jnp.asarray(family, jnp.int32),
         families=jnp.asarray(kinds[sizes >= ways], jnp.int32),
         descriptions=() if descriptions is None else checked_descriptions(descriptions, classes, names),
@@ -126,16 +145,24 @@ def from_arrays(
         rows = jax.vmap(lambda key, first, count: first + choose_rows(key, count, most, slots + queries))(
             jax.random.split(row_key, ways), data.first[chosen], data.count[chosen]
         )
+        rows = jnp.sort(rows, axis=1) if ordered else rows
         inputs = take(transform_key, data, rows.reshape(-1))
         inputs = inputs.reshape(ways, slots + queries, *inputs.shape[1:])
-        support, query = _examples(inputs[:, :slots]), _examples(inputs[:, slots:])
+        support, query = (
+            _examples(inputs[:, part], chosen, data.rows[rows[:, part]]) for part in (slice(slots), slice(slots, None))
+        )
         there = jnp.ones(ways, bool)
         if varies:
             ways_key, shots_key = jax.random.split(jax.random.fold_in(key, 3))
             there = jnp.arange(ways) < jax.random.randint(ways_key, (), least_ways, ways + 1)
             counts = jnp.where(there, jax.random.randint(shots_key, (ways,), least_shots, shots + 1), 0)
-            support = _keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
-            query = _keep(query, jnp.repeat(there, queries))
+            support = keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
+            if least_queries == queries:
+                query = keep(query, jnp.repeat(there, queries))
+        if least_queries < queries:
+            drawn = jax.random.randint(jax.random.fold_in(key, 4), (ways,), least_queries, queries + 1)
+            asked = jnp.where(there, drawn, 0)
+            query = keep(query, (jnp.arange(queries)[None] < asked[:, None]).reshape(-1))
         if has_descriptions:
             support = support._replace(descriptions=jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions))
         return Task(support, query)
@@ -144,29 +171,91 @@ def from_arrays(
         row_key, transform_key = jax.random.split(key)
         rows = jax.random.randint(row_key, () if batch is None else (batch,), 0, len(data.inputs))
         inputs = take(transform_key, data, rows)
-        labels = jnp.searchsorted(data.first, rows, side="right") - 1
-        return Task((), Examples(inputs, jax.nn.one_hot(labels, len(data.first), dtype=jnp.float32)))
+        labels = (jnp.searchsorted(data.first, rows, side="right") - 1).astype(jnp.int32)
+        targets = jax.nn.one_hot(labels, len(data.first), dtype=jnp.float32)
+        return Task((), Examples(inputs, targets, classes=labels, rows=data.rows[rows]))
 
     def take(key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]) -> Num[Array, "n ..."]:
-        inputs = data.inputs[rows]
-        inputs = inputs.astype(jnp.float32) / 255.0 if inputs.dtype == jnp.uint8 else inputs
+        inputs = as_seen(data.inputs[rows])
         return inputs if transform is None else transform(key, inputs)
 
     if batch is not None:
-        return TaskSource(data, sample_batch, {"ways": len(classes), "batch": batch}, tuple(names))
-    size = {"ways": (least_ways, ways), "shots": (least_shots, shots)}
-    protocol = {name: most if least == most else [least, most] for name, (least, most) in size.items()}
-    return TaskSource(data, sample, {**protocol, "queries": queries}, tuple(names))
+        return TaskSource(data, sample_batch, {"ways": len(classes), "batch": batch, **dropped}, tuple(names))
+    size = {"ways": (least_ways, ways), "shots": (least_shots, shots), "queries": (least_queries, queries)}
+    return TaskSource(data, sample, {**spans(**size), **dropped}, tuple(names))
 
 
-def _keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
+def split_classes(
+    labels: np.ndarray | Array | Sequence[Any], shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0
+) -> tuple[Bool[np.ndarray, "n"], ...]:
+    """Divides rows by their class at random, so that no class is in two parts: to train, validate and test on.
+
+    Args:
+        labels: `[n]`, the class of each row: integers or names.
+        shares: the share of the classes of each part; they add up to 1 at most.
+        seed: the same seed gives the same parts, whatever the order of the rows.
+
+    Returns:
+        For each part which rows are in it, `[n]`.
+
+    Raises:
+        ConfigError: shares that are not positive or add up to more than 1, or a part without a class.
+
+    Example:
+        >>> import jmeta, numpy as np
+        >>> labels = np.repeat(["ant", "bee", "cat", "dog", "elk"], 4)
+        >>> train, test = jmeta.split_classes(labels, (0.6, 0.4), seed=0)
+        >>> train.sum(), test.sum(), (train & test).any()
+        (np.int64(12), np.int64(8), np.False_)
+    """
+    if not all(share > 0 for share in shares) or sum(shares) > 1 + 1e-9:
+        raise ConfigError(f"shares are {tuple(shares)}; give positive ones that add up to at most 1.")
+    labels = np.asarray(labels)
+    classes = np.unique(labels)
+    shuffled = np.random.default_rng(seed).permutation(classes)
+    ends = np.round(np.cumsum([0.0, *shares]) * len(classes)).astype(int)
+    if (np.diff(ends) == 0).any():
+        raise ConfigError(f"{len(classes)} classes in shares of {tuple(shares)} leave a part without a class.")
+    return tuple(np.isin(labels, shuffled[begin:end]) for begin, end in pairwise(ends))
+
+
+def _without_small(
+    labels: np.ndarray,
+    order: np.ndarray,
+    names: Sequence[str],
+    descriptions: Descriptions | None,
+    families: Any,
+    min_rows: int,
+) -> tuple[np.ndarray, np.ndarray, Sequence[str], Descriptions | None, Any, dict[str, int]]:
+    """All that belongs to the classes of at least so many rows, and how many classes were dropped."""
+    classes, count = np.unique(labels, return_counts=True)
+    large = count >= min_rows
+    if not large.any():
+        raise DataError(f"no class has {min_rows} rows (the largest has {count.max(initial=0)}); lower min_rows.")
+    for what, given in (("names", names), ("families", families if families is not None else ())):
+        if len(given) not in (0, len(classes)):
+            raise DataError(f"there are {len(given)} {what} but {len(classes)} classes; give one for each class.")
+
+    def of_large(given: Any) -> Any:
+        if given is None or isinstance(given, Mapping) or len(given) == 0:
+            return given
+        if len(given) != len(classes):
+            raise DataError(f"there are {len(given)} descriptions but {len(classes)} classes; give one for each class.")
+        return [one for one, kept in zip(given, large, strict=True) if kept]
+
+    told = TokenIds(of_large(descriptions.ids)) if isinstance(descriptions, TokenIds) else of_large(descriptions)
+    order = order[np.isin(labels[order], classes[large])]
+    return labels, order, of_large(names), told, of_large(families), {"dropped": int((~large).sum())}
+
+
+def keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
     """The examples without the labels of those that are not kept, and with kept inputs, in turn, in their places."""
-    inputs, targets, *_ = examples
     order = jnp.argsort(~kept, stable=True)
     row = jnp.arange(len(kept))
-    inputs = inputs[jnp.where(kept, row, order[row % jnp.maximum(kept.sum(), 1)])]
+    inputs = examples.inputs[jnp.where(kept, row, order[row % jnp.maximum(kept.sum(), 1)])]
     inputs = jnp.where(kept.any(), inputs, jnp.zeros_like(inputs))
-    return Examples(inputs, targets * kept[:, None].astype(targets.dtype), mask=kept)
+    targets = examples.targets * kept[:, None].astype(examples.targets.dtype)
+    return examples._replace(inputs=inputs, targets=targets, mask=kept)
 
 
 def checked_descriptions(
@@ -230,11 +319,20 @@ def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."
     return jnp.where(kept.reshape(len(x), *(1 for _ in x.shape[1:])), x, jnp.zeros_like(x))
 
 
-def _range(name: str, size: Size) -> tuple[int, int]:
-    least, most = (size, size) if isinstance(size, int | np.integer) else size
-    if least > most:
-        raise DataError(f"{name} is ({least}, {most}); give (least, most).")
+def span(name: str, size: Any) -> tuple[int, int]:
+    """A number, or a range of numbers, as `(least, most)`."""
+    try:
+        least, most = (size, size) if isinstance(size, int | np.integer) else size
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is {size}; give a whole number or (least, most).") from None
+    if not all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in (least, most)) or least > most:
+        raise DataError(f"{name} is ({least}, {most}); give (least, most), two whole numbers.")
     return int(least), int(most)
+
+
+def spans(**sizes: tuple[int, int]) -> dict[str, int | list[int]]:
+    """Ranges as a protocol tells them."""
+    return {name: most if least == most else [least, most] for name, (least, most) in sizes.items()}
 
 
 def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Array, "ways"]:
@@ -250,18 +348,11 @@ def choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int
     return jax.lax.top_k(score, rows)[1]
 
 
-def _examples(inputs: Num[Array, "ways n ..."]) -> Examples:
+def _examples(inputs: Num[Array, "ways n ..."], classes: Int[Array, "ways"], rows: Int[Array, "ways n"]) -> Examples:
     ways, n = inputs.shape[:2]
     targets = jnp.repeat(jnp.eye(ways, dtype=jnp.float32), n, axis=0)
-    return Examples(inputs.reshape(ways * n, *inputs.shape[2:]), targets)
-
-
-def stored(inputs: np.ndarray) -> np.ndarray:
-    """Inputs as they lie on the device: bytes as they are, everything else as float32."""
-    if inputs.dtype.kind not in "buif" and inputs.dtype != jnp.bfloat16:
-        raise DataError(f"inputs are {inputs.dtype}; give real numbers.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused with all that is not finite
-        return inputs if inputs.dtype == np.uint8 else inputs.astype(np.float32)
+    told = {"classes": jnp.repeat(classes, n), "rows": rows.reshape(-1)}
+    return Examples(inputs.reshape(ways * n, *inputs.shape[2:]), targets, **told)
 
 
 def _check(
@@ -296,5 +387,5 @@ def _check_counts(
         name = f"{names[worst]!r}" if names else str(classes[worst])
         raise DataError(
             f"class {name} has {count[worst]} examples, but {shots} shots + {queries} queries need {shots + queries}; "
-            "ask for fewer or drop the class."
+            f"ask for fewer, or drop such classes by min_rows={shots + queries}."
         )

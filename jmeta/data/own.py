@@ -226,7 +226,7 @@ def _disjoint(path: Path, division: Division) -> None:
 
 def _archive(path: Path, split_seed: int, division: Division | None) -> Own:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         reason = "it holds Python objects" if "pickle" in str(error).lower() else str(error)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.losses import checked
 from jmeta.masks import shots
 from jmeta.models.adapters import linen
 from jmeta.models.networks import MLP
-from jmeta.tree import widened
 
 
 def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
@@ -70,6 +70,6 @@ def _squared_error(
     outputs: Float[Array, "n ways"], targets: Float[Array, "n ways"], mask: Mask = None
 ) -> Float[Array, ""]:
     """The mean over the labelled rows of Σₖ (rₖ − targetₖ)²."""
-    outputs, targets = widened((outputs, targets))
+    outputs, targets = checked(outputs, targets, classes=True)
     labelled = targets.sum(axis=1) if mask is None else targets.sum(axis=1) * mask.astype(targets.dtype)
     return (jnp.square(outputs - targets).sum(axis=1) * labelled).sum() / jnp.maximum(labelled.sum(), 1.0)

@@ -1,4 +1,8 @@
-"""Any network as a `Model`, two pure functions: Flax Linen, Flax NNX, Equinox, Haiku."""
+"""Any network as a `Model`, two pure functions: Flax Linen, Flax NNX, Equinox, Haiku.
+
+Training is told from answering by whatever switch the network has, as an argument of its call: `train`, `training` or
+`is_training`, and with the other meaning `deterministic`, `use_running_average` or `inference`.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -11,20 +15,40 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Mask, Model, Params, State
 from jmeta.errors import ModelError
+from jmeta.inputs import as_floats, check_scaled
+from jmeta.models.convolution import conv_where_it_fits
+from jmeta.tree import path_name
+
+# the names that other libraries' networks give the switch, and its value where the network learns
+_SWITCHES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+    "inference": False,
+}
 
 
 def linen(module: nn.Module) -> Model:
     """A Flax Linen module as a `Model`.
 
     Args:
-        module: its `__call__(inputs)` gives the outputs. A `train` argument is passed on if it has one: true on what
-            the network learns from, false on what it answers; likewise a `mask` of the rows that are there, for
-            `nn.BatchNorm(...)(x, mask=...)` and the like. A `"dropout"` stream of random numbers is provided.
+        module: its `__call__(inputs)` gives the outputs. A switch is passed on if it has one, an argument of the call
+            or a field of the module: `train`, `training`, `is_training`, true on what the network learns from and false
+            on what it answers, or `deterministic`, `use_running_average`, `inference`, the other way round; likewise a
+            `mask` of the rows that are there, for `nn.BatchNorm(...)(x, mask=...)` and the like. Every stream of random
+            numbers has a key. What it sows is not kept, and `perturb` changes nothing. Its `nn.Conv` computes as
+            `jmeta.Conv`, which is fast when each task has its own kernel, where the form of the layer allows.
 
     Returns:
         The model. `params` is the collection `"params"`, `state` all the others. Moving averages, the collection
         `"batch_stats"`, count as constants; through all other collections θ is trained, as through the statistics of
         the support, `"task_stats"`, of `jmeta.BatchNorm("per_task")`.
+
+    Raises:
+        ModelError: the call needs an argument of another name; from `apply`, dropout that is on where the network
+            answers, or dropout or moving averages that no switch reaches.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, jmeta
@@ -33,20 +57,72 @@ def linen(module: nn.Module) -> Model:
         >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
         (2, 5)
     """
-    options = _options(type(module).__call__)
+    call = _Call(type(module).__call__, type(module).__name__)
+    fields = {name for name in _SWITCHES if isinstance(getattr(module, name, None), bool)}
+    call.switches -= {name for name in call.switches if name in fields}  # Linen takes one of the two, not both
+    switched = bool(fields or call.switches)
+
+    def ready(train: bool) -> nn.Module:
+        given: dict[str, Any] = {name: train is _SWITCHES[name] for name in fields}
+        return module.clone(**given) if fields else module
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        variables = module.init(key, inputs, **options(False))
-        return variables.get("params", {}), {name: v for name, v in variables.items() if name != "params"}
+        variables = ready(False).init(key, inputs, **call.options(False))
+        state = {name: v for name, v in variables.items() if name not in ("params", "perturbations")}
+        params = variables.get("params", {})
+        after = jax.eval_shape(lambda: run(key, params, state, inputs, False)[1]) if state else {}
+        # what is sown grows at each call
+        return params, {name: v for name, v in state.items() if _shapes(v) == _shapes(after[name])}
+
+    def run(
+        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, train: bool, mask: Mask = None
+    ) -> tuple[PyTree, Any]:
+        given = call.options(train, mask, state)
+        # Linen takes the stream "params" in place of one that has no key
+        streams = {"dropout": key, "params": jax.random.fold_in(key, 0)}
+        with nn.intercept_methods(_looked_at(train, switched)):
+            return ready(train).apply({"params": params, **state}, inputs, **given, mutable=list(state), rngs=streams)
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        variables, given = {"params": params, **state}, options(train, mask, state)
-        outputs, state = module.apply(variables, inputs, **given, mutable=list(state), rngs={"dropout": key})
+        check_scaled(inputs)
+        outputs, state = run(key, params, state, inputs, train, mask)
         return outputs, _averages_as_constants(dict(state))
 
     return Model(init, apply)
+
+
+def _looked_at(train: bool, switched: bool) -> Callable[..., Any]:
+    """An interceptor of Linen's layers.
+
+    It brings convolutions to the one that is fast when each task has its own kernel, and refuses layers that would do
+    the same in training and at test unseen.
+    """
+
+    def interceptor(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if isinstance(layer, nn.Conv) and layer.conv_general_dilated is layer.conv_general_dilated_cls is None:
+            object.__setattr__(layer, "conv_general_dilated", conv_where_it_fits)  # of this call's copy of the layer
+        if context.method_name == "__call__" and isinstance(layer, nn.Dropout | nn.BatchNorm):
+            name = "deterministic" if isinstance(layer, nn.Dropout) else "use_running_average"
+            resting = getattr(layer, name)
+            resting = kwargs.get(name, args[1] if len(args) > 1 else None) if resting is None else resting
+            acts = isinstance(layer, nn.BatchNorm) or layer.rate > 0
+            if acts and isinstance(resting, bool):
+                if isinstance(layer, nn.Dropout) and not train and not resting:
+                    raise ModelError(
+                        f"the layer {layer.name!r} drops out where the network answers; give it "
+                        "deterministic=not train and let the network's __call__ take `train`."
+                    )
+                if train and resting and not switched:
+                    raise ModelError(
+                        f"the layer {layer.name!r} does nothing where the network learns: {name} is True, and the "
+                        f"network has no switch; let its __call__ take `train` and give {name}=not train."
+                    )
+        return run(*args, **kwargs)
+
+    return interceptor
 
 
 def nnx(make: Callable[[Any], Any]) -> Model:
@@ -54,13 +130,18 @@ def nnx(make: Callable[[Any], Any]) -> Model:
 
     Args:
         make: `(rngs) -> module`, so that every `init` draws new parameters. The module is put into `train()` mode on
-            what it learns from and into `eval()` mode on what it answers; its random streams start anew from the key of
-            each call. It may take a `mask` of the rows that are there.
+            what it learns from and into `eval()` mode on what it answers, and a switch of its call or of a module
+            inside, as `train` or `deterministic` (see `jmeta.linen`), is set likewise; its random streams start anew
+            from the key of each call. It may take a `mask` of the rows that are there. Its `nnx.Conv` computes as
+            `jmeta.Conv`, as in `jmeta.linen`.
 
     Returns:
         The model. `params` holds the `nnx.Param` variables, `state` all the others but the random streams:
         `nnx.BatchStat` variables under `"batch_stats"`, moving averages that count as constants, and the rest under
         `"others"`, through which θ is trained.
+
+    Raises:
+        ModelError: the call needs an argument of another name.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -81,7 +162,10 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         return graph, params, random, {name: part for name, part in state.items() if part}
 
     abstract = flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0)))
-    options = _options(type(abstract).__call__, takes=("mask",))
+    call = _Call(type(abstract).__call__, type(abstract).__name__)
+    for _, part in flax_nnx.iter_modules(abstract):
+        if isinstance(part, flax_nnx.Conv) and part.conv_general_dilated is jax.lax.conv_general_dilated:
+            part.conv_general_dilated = conv_where_it_fits
     graph, _, random, _ = split(abstract)
 
     def streams(key: Key[Array, ""]) -> PyTree:
@@ -100,9 +184,14 @@ def nnx(make: Callable[[Any], Any]) -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         module = flax_nnx.merge(graph, params, streams(key), *state.values())
         (module.train if train else module.eval)()
-        outputs = module(inputs, **options(train, mask, state))
+        for _, part in flax_nnx.iter_modules(module):
+            for name in _SWITCHES:
+                if isinstance(getattr(part, name, None), bool):
+                    setattr(part, name, train is _SWITCHES[name])
+        outputs = module(inputs, **call.options(train, mask, state))
         return outputs, _averages_as_constants(split(module)[-1])
 
     return Model(init, apply)
@@ -112,11 +201,19 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     """An Equinox module as a `Model`.
 
     Args:
-        make: `(key) -> module`, so that every `init` draws new parameters. The module maps one example and is vmapped
-            over the examples, as is usual in Equinox.
+        make: `(key) -> module`, so that every `init` draws new parameters; `eqx.nn.make_with_state(Net)` for a module
+            with a state, as that of batch norm. The module maps one example and is vmapped over the examples under the
+            name of the axis that its batch norm has; images have their channels first there. On what it answers it is
+            in `eqx.nn.inference_mode`. A `key` of each example and a switch, as `inference` or `train` (see
+            `jmeta.linen`), are passed on if its call takes them.
 
     Returns:
-        The model. `params` holds the inexact arrays of the module; there is no state.
+        The model. `params` holds the inexact arrays of the module. The state of a module with batch norm lies under
+        `"batch_stats"` and counts as a constant; that of any other, under `"others"`, does not.
+
+    Raises:
+        ModelError: the call needs an argument of another name; a layer with a state or with dropout gets none or no
+            key; from `apply`, a state that differs between the examples.
 
     Example:
         >>> import equinox as eqx, jax, jax.numpy as jnp, jmeta
@@ -127,15 +224,61 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     """
     import equinox as eqx
 
-    _, static = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
+    def made(key: Key[Array, ""]) -> tuple[Any, Any]:
+        module = make(key)
+        has_state = isinstance(module, tuple) and len(module) == 2 and isinstance(module[1], eqx.nn.State)
+        return module if has_state else (module, None)
+
+    module, start = made(jax.random.key(0))
+    _, static = eqx.partition(module, eqx.is_inexact_array)
+    layers = jax.tree.leaves(module, is_leaf=lambda x: isinstance(x, eqx.nn.BatchNorm | eqx.nn.Dropout))
+    averages = [layer for layer in layers if isinstance(layer, eqx.nn.BatchNorm)]
+    call = _Call(type(module).__call__, type(module).__name__, own=("state", "key"))
+    name = type(module).__name__
+    if start is None and (averages or "state" in call.needed):
+        raise ModelError(f"{name} has layers with a state and no state; make it by eqx.nn.make_with_state({name}).")
+    if start is not None and "state" not in call.known:
+        raise ModelError(f"{name} has a state and does not take it; let its __call__ take `state` and return it last.")
+    if any(isinstance(layer, eqx.nn.Dropout) for layer in layers) and "key" not in call.known:
+        raise ModelError(f"{name} has dropout and gets no key; let its __call__ take `key` and pass it on.")
+    names = {layer.axis_name for layer in averages}
+    if len(names) > 1:
+        raise ModelError(f"the batch norms of the network name different axes, {sorted(map(str, names))}; name one.")
+    axis = next(iter(names)) if names else "batch"
+    group, tree = "batch_stats" if averages else "others", jax.tree.structure(start)
+
+    def stored(state: Any) -> State:
+        leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+        return {group: leaves} if leaves else {}
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
-        return eqx.filter(make(key), eqx.is_inexact_array), ()
+        module, state = made(key)
+        return eqx.filter(module, eqx.is_inexact_array), stored(state)
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        return jax.vmap(eqx.combine(params, static))(inputs), state  # one example at a time needs no mask
+        check_scaled(inputs)
+        module = eqx.combine(params, static)
+        module = module if train else eqx.nn.inference_mode(module)
+        given = call.options(train, mask, state)
+        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
+        own = None if start is None else jax.tree.unflatten(tree, [state[group][name] for name in stored(start)[group]])
+
+        def one(x: PyTree, key: Key[Array, ""]) -> Any:
+            passed = given | ({"key": key} if "key" in call.known else {})
+            return (module(x, **passed), None) if own is None else module(x, state=own, **passed)
+
+        try:
+            outputs, after = jax.vmap(one, out_axes=(0, None), axis_name=axis)(inputs, keys)
+        except ValueError as error:
+            if "out_axes" not in str(error):
+                raise
+            raise ModelError(
+                "the state of the network differs between the examples of a batch; let it take their mean by "
+                f"jax.lax.pmean over the axis {axis!r}."
+            ) from error
+        return outputs, _averages_as_constants(stored(after))
 
     return Model(init, apply)
 
@@ -145,12 +288,15 @@ def haiku(function: Callable[..., Any]) -> Model:
 
     Args:
         function: what `hk.transform_with_state` takes: `function(inputs)` builds the network and gives its outputs. A
-            `train` argument is passed on if it has one: true on what the network learns from, false on what it answers;
-            likewise a `mask` of the rows that are there.
+            switch, as `is_training` or `train` (see `jmeta.linen`), is passed on if it has one; likewise a `mask` of
+            the rows that are there.
 
     Returns:
         The model. The state of `hk.ExponentialMovingAverage`, of which Haiku's batch norm is made, lies under
         `"batch_stats"` and counts as a constant; the rest, under `"others"`, does not.
+
+    Raises:
+        ModelError: the function needs an argument of another name.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp, jmeta
@@ -162,7 +308,7 @@ def haiku(function: Callable[..., Any]) -> Model:
     import haiku as hk
 
     transformed = hk.transform_with_state(function)
-    options = _options(function)
+    call = _Call(function, getattr(function, "__name__", "the network"), method=False)
 
     def grouped(state: PyTree) -> State:
         averages = {module: leaves for module, leaves in state.items() if "average" in leaves}
@@ -171,14 +317,15 @@ def haiku(function: Callable[..., Any]) -> Model:
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
         # Haiku's batch norm makes its state in training only
-        params, state = transformed.init(key, inputs, **options(True))
+        params, state = transformed.init(key, inputs, **call.options(True))
         return params, grouped(state)
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
+        check_scaled(inputs)
         own = {module: leaves for part in state.values() for module, leaves in part.items()}
-        outputs, own = transformed.apply(params, own, key, inputs, **options(train, mask, state))
+        outputs, own = transformed.apply(params, own, key, inputs, **call.options(train, mask, state))
         return outputs, _averages_as_constants(grouped(own))
 
     return Model(init, apply)
@@ -189,27 +336,44 @@ def _averages_as_constants(state: dict[str, Any]) -> State:
     return {name: jax.lax.stop_gradient(part) if name == "batch_stats" else part for name, part in state.items()}
 
 
-def _options(function: Callable[..., Any], takes: tuple[str, ...] = ("train", "mask")) -> Callable[..., dict[str, Any]]:
-    """`train` and `mask` as keyword arguments of a function, as far as it has such parameters."""
-    known = tuple(name for name in takes if name in inspect.signature(function).parameters)
+def _shapes(tree: PyTree) -> Any:
+    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
 
-    def options(train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
-        if mask is not None and "mask" not in known and state:
+
+class _Call:
+    """What the call of a network takes beside its inputs: a switch, a `mask`, and what an adapter gives of its own."""
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, own: tuple[str, ...] = (), *, method: bool = True
+    ) -> None:
+        others = list(inspect.signature(function).parameters.values())[2 if method else 1 :]
+        parameters = {p.name: p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        self.known = {name for name in (*_SWITCHES, "mask", *own) if name in parameters}
+        self.switches = self.known & _SWITCHES.keys()
+        self.needed = {name for name, p in parameters.items() if p.default is p.empty}
+        for parameter in parameters:
+            if parameter in self.needed - self.known:
+                raise ModelError(
+                    f"the call of {name} needs {parameter!r}, which jmeta does not give; give it a default, or one "
+                    f"of the names that it knows: {', '.join(_SWITCHES)}, mask{''.join(f', {n}' for n in own)}."
+                )
+
+    def options(self, train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
+        """The keyword arguments of one call."""
+        if mask is not None and "mask" not in self.known and state:
             raise ModelError(
                 "the tasks have rows that are not there, which would enter the statistics of the network; let it take "
                 "`mask`, `[n]`, and give it to its normalisation, or use one without statistics over rows."
             )
-        given = {"train": train, "mask": mask}
-        return {name: given[name] for name in known if given[name] is not None}
-
-    return options
+        given: dict[str, Any] = {name: train is _SWITCHES[name] for name in self.switches}
+        return given | ({"mask": mask} if mask is not None and "mask" in self.known else {})
 
 
 def identity() -> Model:
     """The model that gives its inputs, flattened, as floats: for precomputed embeddings and baselines on raw pixels.
 
     Returns:
-        The model, without parameters: `[n, ...] -> [n, features]`.
+        The model, without parameters: `[n, ...] -> [n, features]`, integers as floats.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -220,7 +384,7 @@ def identity() -> Model:
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
     ) -> tuple[PyTree, State]:
-        x = inputs.reshape(inputs.shape[0], -1)
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32), state
+        check_scaled(inputs)
+        return as_floats(inputs.reshape(inputs.shape[0], -1)), state
 
     return Model(lambda key, inputs: ({}, {}), apply)

@@ -315,6 +315,49 @@ def conv_general_dilated(
     return y.reshape(*y.shape[:-2], rhs.shape[-1])
 
 
+def conv_where_it_fits(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **others: Any,
+) -> Array:
+    """`conv_general_dilated` for the layers of other libraries, and that of `jax.lax` for forms that it does not take.
+
+    Those are other layouts, four or more spatial axes, numbers that are not real, a kernel larger than the padded
+    input, and arguments of `jax.lax` that it does not know (`preferred_element_type`, `out_sharding`).
+
+    Args:
+        lhs: x.
+        rhs: w.
+        window_strides: as in `jax.lax`, like all the others.
+        padding: see there.
+        lhs_dilation: see there.
+        rhs_dilation: see there.
+        dimension_numbers: see there.
+        feature_group_count: see there.
+        precision: see there.
+        others: see there.
+
+    Returns:
+        As `jax.lax.conv_general_dilated`.
+    """
+    form = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
+    others = {name: value for name, value in others.items() if value is not None}
+    real = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (lhs, rhs))
+    if not others and real and lhs.dtype == rhs.dtype and lhs.ndim <= 5:
+        try:
+            return conv_general_dilated(lhs, rhs, *form, precision=precision)
+        except ValueError:  # another layout, or a kernel larger than the input
+            pass
+    return lax.conv_general_dilated(lhs, rhs, *form, precision=precision, **others)
+
+
 def _varying_together(x: Array, w: Array) -> tuple[Array, ...]:
     """Marks both as varying over the same axes of a `shard_map`, which sums the gradient of what did not vary."""
     axes = [jax.typeof(a).manual_axis_type.varying for a in (x, w)]

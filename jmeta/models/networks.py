@@ -10,9 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from jmeta.errors import ConfigError, ModelError
+from jmeta.inputs import as_floats
 from jmeta.models.convolution import Conv
 
 BatchNormPolicy = Literal["per_task", "running", "transductive"]
@@ -58,8 +59,8 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "n ..."]) -> Float[Array, "n outputs"]:
-        x = inputs.reshape(inputs.shape[0], -1)
+    def __call__(self, inputs: Num[Array, "n ..."]) -> Float[Array, "n outputs"]:
+        x = as_floats(inputs.reshape(inputs.shape[0], -1))
         if self.context:
             context = self.param("context", nn.initializers.zeros_init(), (self.context,), x.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(context[None], (x.shape[0], self.context))], axis=1)
@@ -345,11 +346,11 @@ class Conv4(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "n height width channels"], train: bool = True, mask: Bool[Array, "n"] | None = None
+        self, images: Num[Array, "n height width channels"], train: bool = True, mask: Bool[Array, "n"] | None = None
     ) -> Float[Array, "n outputs"]:
         if self.pooling == "max" and min(images.shape[1:3]) < 16:
             raise ModelError(f"images of {images.shape[1:3]} vanish under four 2x2 max-poolings; give 16x16 or larger.")
-        x = images
+        x = as_floats(images)
         for block in range(4):
             strides = 2 if self.pooling == "stride" else 1
             x = Conv(self.features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype)(x)

@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Num[Array, "n width"], train: bool = False) -> Float[Array, "n outputs"]:
-        """Embeds token ids, of which 0 is padding; they may be floats, as `jmeta.from_arrays` makes of all inputs."""
+        """Embeds token ids, of which 0 is padding."""
         if ids.ndim != 2 or ids.shape[1] < 2:
             raise ModelError(
                 f"inputs of shape {list(ids.shape)} are no token ids; jmeta.hashed_text(texts) makes them."

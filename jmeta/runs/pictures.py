@@ -52,6 +52,28 @@ def adaptation_curve(file: Path, results: Sequence[Mapping[str, Any]], axis: str
     figure.savefig(file, dpi=120)
 
 
+def comparison(file: Path, result: Mapping[str, Any]) -> None:
+    """Draws runs beside each other with their intervals.
+
+    Args:
+        file: where the PNG goes.
+        result: of `jmeta.runs.comparison.compare`.
+    """
+    rows, metric = result["runs"], result["metric"]
+    figure = _figure(6.4, 1.2 + 0.4 * len(rows))
+    axes = figure.subplots()
+    places = list(range(len(rows)))[::-1]
+    values, halves = [row[metric] for row in rows.values()], [row["ci95"] for row in rows.values()]
+    axes.errorbar(values, places, xerr=halves, fmt="o", capsize=3)
+    axes.set_yticks(places, list(rows))
+    axes.set(xlabel=_words(metric), title=f"the same {result['episodes']} episodes, mean and 95 % interval")
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    _tidy(axes)
+    if metric == "accuracy":
+        axes.xaxis.set_major_formatter("{x:.1%}")
+    figure.savefig(file, dpi=120)
+
+
 def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Trajectory) -> None:
     """Draws the episodes of some tasks before and after adaptation, one column for each task.
 

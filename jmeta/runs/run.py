@@ -11,19 +11,20 @@ from typing import Any
 
 import jax
 
-from jmeta.runs import settings
-from jmeta.files import write_whole
-from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.calibration import calibrate
 from jmeta.core import Examples, MetaLearner, Params, State, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.errors import CheckpointError, ConfigError, DataError
-from jmeta.calibration import calibrate
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
+from jmeta.evaluate import evaluate
+from jmeta.files import write_whole
+from jmeta.runs import settings
+from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.own import data_entry
 from jmeta.runs.registry import DATA
 from jmeta.runs.settings import Config
 from jmeta.runs.shapes import from_json, to_json
-from jmeta.train import Metrics, TrainState, evaluate, fit
+from jmeta.train import Metrics, TrainState, fit
 
 LAST, BEST = "checkpoint", "best"  # the folders of the last checkpoint, and of the best one by validation
 _ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has

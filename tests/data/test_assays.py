@@ -41,6 +41,24 @@ def test_every_molecule_of_an_assay_is_drawn():
     assert source.protocol["assays"] == 4
 
 
+def test_shots_and_queries_vary():
+    source, tasks = drawn(n=300, shots=(4, 8), queries=(10, 20))
+    assert source.protocol["shots"] == [4, 8] and source.protocol["queries"] == [10, 20]
+    share = (LABELS == 1).sum(0) / (LABELS >= 0).sum(0)
+    sizes = set()
+    for i in range(300):
+        support, query = (jax.tree.map(lambda x, i=i: np.asarray(x[i]), e) for e in tasks)
+        rows = np.concatenate([e.rows[e.mask] for e in (support, query)])
+        active = np.concatenate([e.targets[e.mask].argmax(1) for e in (support, query)])
+        assert len(set(rows)) == len(rows)
+        (assay,) = np.flatnonzero((LABELS[rows] == active[:, None]).all(0))[:1]
+        for e in (support, query):
+            n = int(e.mask.sum())
+            assert e.targets[e.mask, 1].sum() == np.clip(np.round(n * share[assay]), 1, n - 1)
+        sizes.add((int(support.mask.sum()), int(query.mask.sum())))
+    assert {s for s, _ in sizes} == {4, 5, 6, 7, 8} and {q for _, q in sizes} == set(range(10, 21))
+
+
 def test_small_assays_are_left_out():
     labels = LABELS.copy()
     labels[20:, 0] = -1

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta.data.episodes import from_arrays
-from jmeta.errors import DataError
+from jmeta.data.episodes import from_arrays, split_classes
+from jmeta.errors import ConfigError, DataError
 
 
 def episodes(source, count=300, seed=0):
@@ -39,8 +39,8 @@ def test_shapes_types_protocol_and_names(labels):
     source = from_arrays(np.zeros((len(labels), 3, 2)), labels, ways=4, shots=1, queries=3, names=list("abcdefg"))
     task = source.sample(jax.random.key(0), source.data)
     shapes = [x.shape for x in jax.tree.leaves(task)]
-    assert shapes == [(4, 3, 2), (4, 4), (12, 3, 2), (12, 4)]
-    assert {x.dtype for x in jax.tree.leaves(task)} == {jnp.dtype("float32")}
+    assert shapes == [(4, 3, 2), (4, 4), (4,), (4,), (12, 3, 2), (12, 4), (12,), (12,)]
+    assert [x.dtype for x in jax.tree.leaves(task)] == [*2 * ["float32"], *2 * ["int32"]] * 2
     assert dict(source.protocol) == {"ways": 4, "shots": 1, "queries": 3}
     assert source.names == tuple("abcdefg")
 
@@ -114,8 +114,8 @@ def test_jit_and_vmap_change_nothing(labels):
         jax.tree.map(lambda one, many, i=i: np.testing.assert_array_equal(one, many[i]), task, batch)
 
 
-def test_bytes_are_stored_as_such_and_scaled():
-    images = np.array([0, 51, 255, 102], np.uint8)[:, None]
+def test_pictures_of_bytes_are_stored_as_such_and_scaled():
+    images = np.array([0, 51, 255, 102], np.uint8)[:, None, None, None]
     source = from_arrays(images, [0, 0, 1, 1], ways=2, shots=1, queries=1)
     assert source.data.inputs.dtype == jnp.uint8
     batch = episodes(source, 20)
@@ -123,12 +123,88 @@ def test_bytes_are_stored_as_such_and_scaled():
     np.testing.assert_allclose(np.unique(batch.query.inputs), [0, 0.2, 0.4, 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.int8, bool])
-def test_everything_else_becomes_float32_unscaled(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [(t, "int32") for t in (np.int64, np.int8, np.uint8, np.uint16)]
+    + [(t, "float32") for t in (float, "float32", bool)],
+)
+def test_everything_else_keeps_its_kind_and_its_values(dtype, kept):
     inputs = np.array([0, 1, 100, 7]).astype(dtype)
     source = from_arrays(inputs, np.array([0, 0, 1, 1]), ways=2, shots=1, queries=1)
-    assert source.data.inputs.dtype == jnp.float32
-    assert set(np.unique(episodes(source, 20).support.inputs)) == set(inputs.astype(np.float32))
+    found = episodes(source, 20).support.inputs
+    assert found.dtype == kept
+    assert set(np.unique(found)) == set(inputs.astype(kept))
+
+
+def test_integers_that_do_not_fit_and_bytes_that_may_be_either_are_told():
+    labels = np.arange(8) // 2
+    with pytest.raises(DataError, match="integers beyond 2147483647, which int32 cannot hold; give them as floats"):
+        from_arrays(np.full(8, 2**31), labels, ways=2, shots=1, queries=1)
+    with pytest.raises(
+        DataError, match=r"bytes of shape \[8, 4, 4\], which may be pictures or numbers; .*\[..., None\]"
+    ):
+        from_arrays(np.full((8, 4, 4), 200, np.uint8), labels, ways=2, shots=1, queries=1)
+    one_hot = from_arrays(np.full((8, 4, 4), 1, np.uint8), labels, ways=2, shots=1, queries=1)
+    assert episodes(one_hot, 2).support.inputs.max() == 1
+
+
+def test_examples_tell_their_class_and_their_row(labels):
+    found = episodes(numbered(labels, ways=4, shots=2, queries=2), 50)
+    classes = np.unique(labels)
+    for examples in found:
+        np.testing.assert_array_equal(labels[examples.rows], classes[examples.classes])
+    inputs = np.arange(len(labels), dtype=np.float32)
+    found = episodes(from_arrays(inputs, labels, batch=9), 5).query
+    np.testing.assert_array_equal(found.rows, rows(found))
+    np.testing.assert_array_equal(classes[found.classes], labels[rows(found)])
+
+
+def test_queries_may_be_a_range(labels):
+    found = episodes(numbered(labels, ways=3, shots=1, queries=(1, 3)), 300)
+    fixed = episodes(numbered(labels, ways=3, shots=1, queries=3), 300)
+    np.testing.assert_array_equal(found.support.inputs, fixed.support.inputs)
+    counts = np.asarray(found.query.mask).reshape(300, 3, 3).sum(2)
+    assert set(counts.ravel()) == {1, 2, 3} and (counts.min(1) < counts.max(1)).any()
+    there = np.asarray(found.query.mask)
+    np.testing.assert_array_equal(rows(found.query)[there], rows(fixed.query)[there])
+    assert not np.asarray(found.query.targets)[~there].any()
+
+
+def test_small_classes_are_dropped_on_request_with_all_that_is_theirs(labels):
+    classes, count = np.unique(labels, return_counts=True)
+    described = np.eye(7, dtype=np.float32)
+    options = {"ways": 4, "shots": 2, "queries": 4, "names": list("abcdefg"), "descriptions": described}
+    with pytest.raises(DataError, match=r"class 'a' has 4 examples, but 2 shots .* or drop such classes by min_rows=6"):
+        numbered(labels, **options)
+    source = numbered(labels, **options, min_rows=6, families=[0, 0, 1, 1, 1, 1, 1])
+    kept = classes[count >= 6]
+    assert source.names == tuple(np.asarray(list("abcdefg"))[count >= 6])
+    assert source.protocol["dropped"] == 2 and source.protocol["ways"] == 4
+    found = episodes(source, 100)
+    assert set(labels[found.query.rows].ravel()) == set(kept[1:])  # of the one family that is large enough
+    np.testing.assert_array_equal(described[count >= 6][found.support.classes[:, ::2]], found.support.descriptions)
+    with pytest.raises(DataError, match="no class has 11 rows"):
+        numbered(labels, min_rows=11)
+
+
+def test_in_the_order_of_time_the_support_of_a_class_comes_first(labels):
+    found = episodes(numbered(labels, ways=4, shots=2, queries=2, ordered=True), 100)
+    support, query = (np.asarray(e.rows).reshape(100, 4, 2) for e in found)
+    assert (support.max(2) < query.min(2)).all()
+
+
+def test_a_split_of_classes_is_by_the_seed_and_the_classes_alone():
+    labels = np.repeat(["ant", "bee", "cat", "dog", "elk"], 4)
+    parts = split_classes(labels, (0.4, 0.2, 0.4), seed=3)
+    assert [len(set(labels[part])) for part in parts] == [2, 1, 2] and np.stack(parts).sum(0).tolist() == [1] * 20
+    order = np.random.default_rng(0).permutation(20)
+    np.testing.assert_array_equal(
+        np.stack(split_classes(labels[order], (0.4, 0.2, 0.4), seed=3)), np.stack(parts)[:, order]
+    )
+    assert any((np.stack(split_classes(labels, (0.4, 0.2, 0.4), seed=s)) != np.stack(parts)).any() for s in range(3))
+    for shares, sentence in (((0.9, 0.2), "add up to at most 1"), ((0.0, 1.0), "positive"), ((0.05, 0.9), "without a")):
+        with pytest.raises(ConfigError, match=sentence):
+            split_classes(labels, shares)
 
 
 def test_jax_arrays_are_taken_as_numpy_arrays_are():

@@ -42,7 +42,7 @@ def test_one_sub_folder_a_class_sorted_by_name(animals):
 def test_a_flat_folder_has_no_classes(tmp_path):
     for name in ("b.png", "a.bmp", "c.gif"):
         save(tmp_path / name, grey(7))
-    found = read_images(str(tmp_path))
+    found = read_images(str(tmp_path), size=28)
     assert [file.name for file in found.files] == ["a.bmp", "b.png", "c.gif"]
     assert found.labels.tolist() == [-1, -1, -1] and found.names == ()
     assert found.images.shape == (3, 28, 28, 1)
@@ -66,7 +66,7 @@ def test_hidden_and_other_files_are_passed_over(animals):
 def test_colour_and_grey(tmp_path):
     save(tmp_path / "red.png", np.broadcast_to([255, 0, 0], (6, 6, 3)))
     np.testing.assert_array_equal(read_images(tmp_path, size=2, channels=3).images[0, 0, 0], [255, 0, 0])
-    assert read_images(tmp_path, size=2).images[0, 0, 0, 0] == 76  # 0.299 of red
+    assert read_images(tmp_path, size=2, channels=1).images[0, 0, 0, 0] == 76  # 0.299 of red
 
 
 def test_size_is_height_by_width(tmp_path):
@@ -160,6 +160,72 @@ def test_refuses_an_unreadable_image_by_name(animals, damage):
     file.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[: len(whole) // 2]}[damage])
     with pytest.raises(DataError, match=r"cat.2\.png cannot be read as an image .*; repair or remove it"):
         read_images(animals)
+
+
+def test_size_and_colours_are_those_of_the_pictures(animals, tmp_path_factory):
+    assert read_images(animals).images.shape == (12, 12, 12, 1)
+    save(animals / "cat" / "9.png", np.broadcast_to([255, 0, 0], (12, 12, 3)))
+    found = read_images(animals).images
+    assert (
+        found.shape == (13, 12, 12, 3)
+        and found[8, 0, 0].tolist() == [255, 0, 0]
+        and found[0, 0, 0].tolist() == 3 * [50]
+    )
+    grey_palette = Image.fromarray(np.full((12, 12), 7, np.uint8)).convert("P")
+    folder = tmp_path_factory.mktemp("palette")
+    grey_palette.save(folder / "x.png")
+    assert read_images(folder).images.shape == (1, 12, 12, 1)
+    save(animals / "dog" / "0.png", grey(1, 9, 12))
+    with pytest.raises(DataError, match=r"is 12 x 12 pixels and .*dog.0.png is 9 x 12; give one size for all"):
+        read_images(animals)
+    assert read_images(animals, size=8).images.shape == (14, 8, 8, 3)
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN"])
+def test_folders_of_systems_are_passed_over(animals, name):
+    save(animals / name / "0.png", grey(0))
+    assert read_images(animals).names == ("ant", "cat", "zebra")
+
+
+def test_folders_of_splits_are_recognised(animals, tmp_path_factory):
+    root = tmp_path_factory.mktemp("splits")
+    for split, names in {"Train": ("ant", "cat"), "val": ("dog", "elk")}.items():
+        for name in names:
+            for i in range(3):
+                save(root / split / name / f"{i}.png", grey(i))
+    with pytest.raises(DataError, match="holds the splits train, validation; give split='train'"):
+        from_folder(root, ways=2, shots=1, queries=1)
+    source = from_folder(root, split="validation", ways=2, shots=1, queries=1)
+    assert source.names == ("dog", "elk") and source.protocol["split"] == "validation"
+    with pytest.raises(DataError, match="has no folder of the split 'test': it has train, validation"):
+        from_folder(root, split="test")
+    with pytest.raises(DataError, match="has no folder of the split 'train': it has none"):
+        from_folder(animals, split="train")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "boat"):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", grey(i))
+    assert from_folder(tmp_path, ways=2, shots=1, queries=1).names == ("boat", "train")
+
+
+def test_small_classes_are_dropped_on_request(animals):
+    save(animals / "bat" / "0.png", grey(0))
+    (animals / "dog").mkdir()
+    source = from_folder(animals, ways=2, shots=1, queries=3, min_rows=4)
+    assert source.names == ("ant", "cat", "zebra") and source.protocol["dropped"] == 2
+    found = source.sample(jax.random.key(0), source.data).query
+    files, labels = read_images(animals, empty_classes=True)[2:0:-1]
+    for row, number in zip(found.rows, found.classes, strict=True):
+        assert files[int(row)].parent.name == source.names[int(number)]
+    assert len(labels) == 13
+
+
+def test_batches_of_all_classes_from_a_folder(animals):
+    source = from_folder(animals, batch=5)
+    task = source.sample(jax.random.key(0), source.data)
+    assert task.query.inputs.shape == (5, 12, 12, 1) and task.query.targets.shape == (5, 3) and task.support == ()
 
 
 @pytest.mark.parametrize("options", [{"channels": 2}, {"size": 0}, {"size": (3, 0)}])

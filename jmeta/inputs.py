@@ -1,0 +1,89 @@
+"""What a network sees of an array: the one rule, for sources, classifiers and the command line."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Num, PyTree
+
+from jmeta.errors import DataError
+
+_AMBIGUOUS = 15  # the largest byte that bits and small codes have, and pictures as a rule do not
+
+
+def as_inputs(x: Any) -> Num[np.ndarray, "n ..."]:
+    """Rows as a network of jmeta's sources sees them: pictures of bytes from 0 to 1, all else as it is.
+
+    * unsigned bytes whose rows have three axes or more, `[n, height, width, channels]`, are pictures: x / 255, float32;
+    * other integers, token ids, counts or fingerprints of 0 and 1, stay integers: int32;
+    * floats and booleans become float32.
+
+    Every source of jmeta (`from_arrays`, `from_groups`, `from_assays`) and `FewShotClassifier` apply this to what they
+    are given; what you give to `adapt` and `predict` of a learner yourself goes through it first.
+
+    Args:
+        x: `[n, ...]`.
+
+    Returns:
+        `[n, ...]`, float32 or int32.
+
+    Raises:
+        DataError: no real numbers; integers that int32 cannot hold; bytes `[n, height, width]` beyond 15, which may be
+            pictures without a channel axis, or numbers.
+
+    Example:
+        >>> import jmeta, numpy as np
+        >>> float(jmeta.as_inputs(np.full((2, 8, 8, 1), 255, np.uint8)).max())
+        1.0
+        >>> jmeta.as_inputs(np.asarray([[3, 255]], np.uint8)).tolist()
+        [[3, 255]]
+    """
+    return np.asarray(as_seen(stored(np.asarray(x))))
+
+
+def stored(inputs: np.ndarray) -> np.ndarray:
+    """Inputs as they lie on the device: bytes as they are, other integers as int32, everything else as float32."""
+    if inputs.dtype.kind not in "buif" and inputs.dtype != jnp.bfloat16:
+        raise DataError(f"inputs are {inputs.dtype}; give real numbers.")
+    if inputs.dtype == np.uint8:
+        if inputs.ndim == 3 and inputs.size and inputs.max() > _AMBIGUOUS:
+            raise DataError(
+                f"inputs are bytes of shape {list(inputs.shape)}, which may be pictures or numbers; give pictures a "
+                "channel axis (images[..., None]), and numbers as int32."
+            )
+        return inputs
+    if inputs.dtype.kind in "ui":
+        limits = np.iinfo(np.int32)
+        if inputs.size and not (limits.min <= inputs.min() and inputs.max() <= limits.max):
+            raise DataError(f"inputs are integers beyond {limits.max}, which int32 cannot hold; give them as floats.")
+        return inputs.astype(np.int32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused with all that is not finite
+        return inputs.astype(np.float32, copy=False)
+
+
+def as_seen(x: Any) -> Any:
+    """The second half of the rule, of what `stored` gives, on host or device: pictures are scaled, bytes are int32."""
+    if x.dtype != np.uint8:
+        return x
+    return x.astype(np.float32) / np.float32(255.0) if is_picture(x) else x.astype(np.int32)
+
+
+def is_picture(x: Any) -> bool:
+    """Whether rows of bytes are pictures: each has height, width and channels."""
+    return x.dtype == np.uint8 and x.ndim >= 4
+
+
+def as_floats(x: Num[Array, "n ..."]) -> Num[Array, "n ..."]:
+    """Integers as float32, for what computes with them."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def check_scaled(inputs: PyTree) -> None:
+    """Raises `DataError` where pictures of bytes reach a network, which was trained on numbers from 0 to 1."""
+    for x in jax.tree.leaves(inputs):
+        if hasattr(x, "dtype") and is_picture(x):
+            raise DataError(
+                f"the inputs are pictures of bytes, {list(x.shape)}, which sources scale to [0, 1]; give "
+                "jmeta.as_inputs(images), or images.astype(np.float32) where the network scales them itself."
+            )

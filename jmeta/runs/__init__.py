@@ -1,0 +1,1 @@
+"""What has a folder: settings, checkpoints, runs, their pictures and tables."""

@@ -1,0 +1,236 @@
+"""Meta-training a run in its folder: what is trained, checked, saved and logged, and how it ends."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jmeta.core import MetaLearner, TaskSource
+from jmeta.errors import NonFiniteError
+from jmeta.evaluate import evaluate
+from jmeta.runs import settings
+from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
+from jmeta.runs.settings import Config
+from jmeta.runs.stopping import Signals
+from jmeta.train import Metrics, TrainState, fit
+
+Row = Mapping[str, Any]
+Logger = Callable[[Row], None]
+CHECKS = 20  # validations of a run
+EPISODES = 100  # of each validation
+
+
+class Parts(NamedTuple):
+    """What a run trains with, made before its folder is, so that what cannot work leaves nothing behind.
+
+    Args:
+        config: the settings.
+        learner: in training.
+        tester: at test.
+        source: of training tasks.
+        validation: of validation tasks.
+        test: of test tasks.
+        begin: the `TrainState` before the first meta-step.
+    """
+
+    config: Config
+    learner: MetaLearner
+    tester: MetaLearner
+    source: TaskSource
+    validation: TaskSource
+    test: TaskSource
+    begin: TrainState
+
+
+def parts_of(config: Config) -> Parts:
+    """Loads the data of a run and makes its learner.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The parts.
+
+    Raises:
+        JmetaError: whatever does not fit: data, network, sizes.
+    """
+    source, validation, test = (settings.make_source(config, split) for split in ("train", "validation", "test"))
+    learner = settings.make_learner(config, source)
+    tester = settings.make_learner(config, validation, inner_steps=config.test_inner_steps)
+    return Parts(config, learner, tester, source, validation, test, settings.begin(config, learner, source))
+
+
+def resumed(folder: Path, parts: Parts) -> Parts:
+    """The same from the last checkpoint of a folder on, if it has one."""
+    if latest_step(folder / LAST) is None:
+        return parts
+    return parts._replace(begin=restore(folder / LAST, parts.begin))
+
+
+def train(
+    folder: Path, parts: Parts, signals: Signals, *, loggers: Sequence[Logger] = (), stopped: Callable[[], None]
+) -> Run:
+    """Meta-trains in a folder.
+
+    Args:
+        folder: of the run; `only_writer` holds it.
+        parts: of `parts_of`, or of `resumed` to go on.
+        signals: what ends the run in order.
+        loggers: are given each row of `metrics.jsonl`, those that are there already first.
+        stopped: tells how to go on, where a signal ends the process.
+
+    Returns:
+        The run, at its last step or where its patience ended.
+
+    Raises:
+        NonFiniteError: a meta-step was not finite; what was finite is saved.
+    """
+    config, train_state = parts.config, parts.begin
+    rows: list[Row] = [row for row in read_rows(folder) if row["step"] <= int(train_state.step)]
+    write_settings(folder, config, rows, {"train": parts.source, "test": parts.test})
+    for logger in loggers:
+        for row in rows:
+            logger(row)
+    if int(train_state.step) < config.steps and not out_of_patience(config, rows):
+        train_state = _trained(folder, parts, signals, loggers, stopped, rows, train_state)
+    best = restore(folder / BEST, train_state) if latest_step(folder / BEST) is not None else None
+    return Run(config, train_state, rows, best)
+
+
+def _trained(
+    folder: Path,
+    parts: Parts,
+    signals: Signals,
+    loggers: Sequence[Logger],
+    stopped: Callable[[], None],
+    rows: list[Row],
+    train_state: TrainState,
+) -> TrainState:
+    config = parts.config
+    key, metric = jax.random.key(config.seed), config.metric
+    scan = max(1, config.steps // 100)
+    begun = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
+    saving = threading.Lock()
+    done: list[TrainState] = []  # the state of the last scan, whose row is written
+
+    def save_done() -> None:
+        with saving:
+            save(folder / LAST, done[-1])
+
+    def checked(train_state: TrainState) -> dict[str, float]:
+        result = evaluate(
+            key,
+            parts.tester,
+            train_state.params,
+            train_state.state,
+            parts.validation,
+            episodes=EPISODES,
+            metric=metric,
+        )
+        return {"validation": result[metric.__name__], "validation_ci95": result["ci95"]}
+
+    def callback(train_state: TrainState, metrics: Metrics) -> bool:
+        row = {**metrics, "seconds": round(time.monotonic() - begun, 2)}
+        check = metrics["step"] == config.steps or metrics["step"] // scan % (100 // CHECKS) == 0
+        if check:
+            row |= checked(train_state)
+            if best_row(config, [*rows, row]) is row:
+                save(folder / BEST, train_state)
+        rows.append(row)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done[:] = [train_state]
+        if check or signals.number:  # after the row, which going on from this checkpoint would not write again
+            save_done()
+        if signals.number:
+            raise KeyboardInterrupt
+        for logger in loggers:
+            logger(row)
+        return out_of_patience(config, rows)
+
+    try:
+        with signals.held(lambda: bool(done), save_done, stopped):
+            return fit(
+                key,
+                parts.learner,
+                parts.source,
+                optimizer=settings.make_optimizer(config),
+                steps=config.steps,
+                tasks=config.tasks,
+                log_every=scan,
+                train_state=train_state,
+                callback=callback,
+            ).train_state
+    except NonFiniteError as error:
+        save(folder / LAST, error.train_state)
+        help_ = (
+            f"the run keeps what it had at step {error.step}: go on with other rates by --resume --outer-rate or "
+            "--resume --inner-rate, or train anew with another --out"
+        )
+        raise NonFiniteError(f"{str(error).rstrip('.')}; {help_}.", error.step, error.train_state) from error
+
+
+def best_row(config: Config, rows: Sequence[Row]) -> Row | None:
+    """The first row of the best validation, None before the first of them."""
+    checked = [row for row in rows if "validation" in row]
+    sign = -1.0 if config.kind == "regression" else 1.0  # of an error the least is best
+    return max(checked, key=lambda row: sign * row["validation"], default=None)
+
+
+def out_of_patience(config: Config, rows: Sequence[Row]) -> bool:
+    """Whether as many validations as the patience has were no better than the best before them."""
+    if config.patience is None:
+        return False
+    checked = [row for row in rows if "validation" in row]
+    best = best_row(config, rows)
+    return best is not None and len(checked) - 1 - checked.index(best) >= config.patience
+
+
+def steps_within(parts: Parts, minutes: float) -> int:
+    """How many meta-steps of a run fit into so many minutes, compilation and validation included; at least 10.
+
+    Args:
+        parts: of the run; the number of its steps does not matter.
+        minutes: what meta-training may take in all.
+
+    Returns:
+        The number of steps, measured on this machine by two short scans.
+    """
+    config = parts.config
+    begun, clock = time.monotonic(), list[float]()
+    fit(
+        jax.random.key(config.seed),
+        parts.learner,
+        parts.source,
+        optimizer=settings.make_optimizer(config),
+        steps=15,
+        tasks=config.tasks,
+        log_every=5,
+        callback=lambda *_: clock.append(time.monotonic()),
+    )
+    compiling, each = clock[0] - begun, (clock[-1] - clock[0]) / 10
+    left = 60.0 * minutes - 3.0 * compiling  # the program of the run itself, and that of its validation
+    return max(10, int(0.85 * left / max(each, 1e-6)))
+
+
+def on_resume(stored: Config, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """A stored run with what may change when it goes on.
+
+    Args:
+        stored: its settings.
+        given: `steps`, `patience`, `outer_rate`, `inner_rate`, `test_inner_steps`, those that were asked for.
+
+    Returns:
+        The settings to go on with, and what changed, in words.
+    """
+    changed = {name: value for name, value in given.items() if value != getattr(stored, name)}
+    words = [f"{name.replace('_', ' ')} {getattr(stored, name)} -> {value}" for name, value in changed.items()]
+    if "steps" in changed:
+        words.append(f"the outer rate goes on by the schedule of a run of {changed['steps']} steps")
+    return dataclasses.replace(stored, **changed), words
