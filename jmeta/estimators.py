@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ class _FewShot:
     """What classifier and regressor share: parameters as scikit-learn has them, and one adapted task."""
 
     _kind: str  # of estimator, as scikit-learn calls it
+    note_: Mapping[str, Any]  # of one that was loaded
 
     def __init__(
         self,
@@ -59,12 +61,19 @@ class _FewShot:
             setattr(self, name, value)
         return self
 
-    def save(self, file: str | Path) -> None:
+    @property
+    def input_shape_(self) -> tuple[int, ...]:
+        """The shape of one input, as the support had it."""
+        self._check_fitted()
+        return self._support.shape[1:]
+
+    def save(self, file: str | Path, *, note: Mapping[str, Any] | None = None) -> None:
         """Writes what was adapted, so that `load` answers in a process that has neither learner nor network.
 
         Args:
             file: where, an `.npz` of plain arrays: the program of `export`, the labels and a digest. A file of that
                 name is replaced in one go.
+            note: what else is to be known, of what JSON can hold; the attribute `note_` of what `load` gives.
 
         Raises:
             NotFittedError: before `fit`.
@@ -73,7 +82,12 @@ class _FewShot:
             CheckpointError: the file cannot be written, and why.
         """
         program = np.frombuffer(self._program(), np.uint8)
-        about = {"estimator": type(self).__name__, "queries": self.queries, "transductive": self._transductive}
+        about = {
+            "estimator": type(self).__name__,
+            "queries": self.queries,
+            "transductive": self._transductive,
+            "note": dict(note or {}),
+        }
         write_sealed(file, {"program": program, **self._labels()}, about)
 
     @classmethod
@@ -103,7 +117,7 @@ class _FewShot:
         loaded._answers_by(
             partial(run_program, program=program), np.zeros((1, *inputs.shape[1:]), inputs.dtype), about["transductive"]
         )
-        vars(loaded).update({f"{name}_": array for name, array in arrays.items()})
+        vars(loaded).update({f"{name}_": value for name, value in {**arrays, "note": about["note"]}.items()})
         return loaded
 
     def export(self, file: str | Path) -> None:
@@ -157,6 +171,7 @@ class _FewShot:
     def _answers_by(self, answer: partial, support: np.ndarray, transductive: bool | None = None) -> None:
         """From here on it is fitted: `answer` takes inputs of the support's shape last."""
         self._answer, self._support = answer, support
+        self._compiled = compiled(answer.func).program(**answer.keywords)  # looked up once, not at each answer
         self.n_features_in_ = int(np.prod(support.shape[1:]))
         self._transductive = self._is_transductive() if transductive is None else transductive
 
@@ -195,7 +210,7 @@ class _FewShot:
         return np.asarray(self._run(_padded(X, _bucket(len(X)))))[: len(X)]
 
     def _run(self, inputs: Array) -> Array:
-        return compiled(self._answer.func)(*self._answer.args, inputs, **self._answer.keywords)
+        return self._compiled(*self._answer.args, inputs)
 
     def _is_transductive(self) -> bool:
         """Whether the answer to the first input changes beside the others."""

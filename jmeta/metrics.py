@@ -27,6 +27,32 @@ def harmonic_mean(seen: float, unseen: float) -> float:
     return 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen)
 
 
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, right / n, of n independent answers.
+
+    (p + z² / 2n ± z √(p (1 − p) / n + z² / 4n²)) / (1 + z² / n), with p = right / n and z = 1.96: between 0 and 1, and
+    not empty where all are right.
+
+    Args:
+        right: how many.
+        n: of how many, at least one.
+
+    Returns:
+        `(low, high)`.
+
+    Example:
+        >>> from jmeta.metrics import wilson_interval
+        >>> low, high = wilson_interval(10, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.722, 1.0)
+
+    Reference: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    p, z = right / n, 1.96
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    return max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))
+
+
 def auroc(positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"]) -> float:
     """The area under the ROC curve: how often a positive scores above a negative, ties counting half.
 

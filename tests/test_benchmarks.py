@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jmeta
-from benchmarks import bilevel, learners, molecules, profile, side_information
+from benchmarks import bilevel, latency, learners, molecules, profile, side_information
 from benchmarks.machine import environment
 from benchmarks.speed import report
 from benchmarks.speed.cases import CASES, flops
@@ -160,3 +160,11 @@ def test_the_table_of_side_information(tmp_path):
     assert "| CLINC150, names | 1 | 91.0 ± 1.0 % | 50.0 ± 1.0 % | 91.0 ± 1.0 % | – | 91.0 ± 1.0 % |" in table
     side_information.picture(tmp_path / "picture.png", rows)
     assert (tmp_path / "picture.png").exists()
+
+
+def test_latency_is_a_line_for_each_number_of_images():
+    times = latency.milliseconds(lambda: jnp.ones(2) + 1, calls=5)
+    assert 0 < times["median"] <= times["p95"]
+    row = {"model": "conv4", "bytes": 500_000, "images": {"1": {"classifier": times}, "64": {"classifier": times}}}
+    table = latency.markdown({"maml": row})
+    assert f"| maml | conv4 | 64 | {times['median']:.2f} ({times['p95']:.2f}) | 0.50 MB |" in table

@@ -95,6 +95,15 @@ def test_an_episode_counts_by_the_queries_that_it_has():
     np.testing.assert_allclose(result["mean"], values["sum"].sum() / values["n"].sum(), rtol=1e-5)
 
 
+def test_answers_of_different_bins_do_not_make_up_for_each_other():
+    """In bins of a fifteenth, 0.62 and 0.66 lie in one, 0.68 in the next."""
+    confidence, right = np.asarray([0.62, 0.66, 0.68]), [True, False, True]
+    outputs = jnp.log(jnp.asarray(np.stack([confidence, 1 - confidence], axis=1), jnp.float32))
+    targets = jnp.asarray([[1.0, 0.0] if r else [0.0, 1.0] for r in right])
+    expected = (abs(0.62 - 1 + 0.66) + abs(0.68 - 1)) / 3
+    np.testing.assert_allclose(jmeta.expected_calibration_error(outputs, targets), expected, rtol=1e-5)
+
+
 def test_rows_that_are_not_there_do_not_count():
     outputs = jnp.asarray([[2.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
     targets, mask = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), jnp.asarray([True, True, False])

@@ -560,6 +560,71 @@ def test_adapt_answers_one_image_as_it_does_among_many(runs, capsys, place):
     np.testing.assert_allclose(alone[0]["probability"], among[0]["probability"], rtol=1e-5)
 
 
+def test_what_was_adapted_is_saved_and_predicts_without_its_run(runs, capsys, place):
+    support = drawn(place / "support", ("high", "low"))
+    query = drawn(place / "query", ("high", "low"), n=3)
+    flags = ("adapt", runs / "prototypical", "--support", support, "--invert")
+    assert prints(capsys, *flags, "--save", "tea").splitlines() == ["written to tea"]
+    direct = json.loads(prints(capsys, *flags, "--query", query, "--json"))
+    stored = json.loads(prints(capsys, "predict", "tea", "--query", query, "--json"))
+    for a, b in zip(direct.pop("predictions"), stored["predictions"], strict=True):
+        assert (a["file"], a["class"]) == (b["file"], b["class"])
+        assert a["probability"] == pytest.approx(b["probability"], rel=1e-4)
+    assert direct.items() <= stored.items() and stored["invert"] is True
+    both = json.loads(prints(capsys, *flags, "--query", query, "--save", "tea", "--json"))
+    assert both["saved"] == "tea" and len(both["predictions"]) == 6
+
+
+def test_a_query_in_folders_of_classes_is_counted(runs, capsys, place):
+    support = drawn(place / "support", ("high", "[b]middle", "low"))
+    wrong = drawn(place / "query", ("high", "[b]middle"), n=2)
+    shutil.copy(wrong / "high" / "0.png", wrong / "[b]middle" / "2.png")
+    flags = ("adapt", runs / "prototypical", "--support", support, "--query", wrong)
+    result = json.loads(prints(capsys, *flags, "--json"))
+    assert result["classes"] == ["[b]middle", "high", "low"]
+    answered = {(Path(row["file"]).parent.name, Path(row["file"]).name): row["class"] for row in result["predictions"]}
+    expected = [[0] * 3 for _ in range(3)]
+    for (known, _), answer in answered.items():
+        expected[result["classes"].index(known)][result["classes"].index(answer)] += 1
+    assert result["confusion"] == expected and expected[0][1] >= 1
+    right = sum(expected[i][i] for i in range(3))
+    assert result["accuracy"] == right / 5
+    assert result["interval"][0] < right / 5 < result["interval"][1]
+    assert not list(place.glob("**/confusion.png"))
+    table = prints(capsys, *flags, "--out", "drawn")
+    assert f"accuracy {20 * right}.0 % of 5 images, 95 % interval" in table and "class \\ answer" in table
+    with Image.open(place / "drawn" / "confusion.png") as picture:
+        assert picture.width > 100
+    elsewhere = drawn(place / "elsewhere", ("all",))
+    assert "accuracy" not in prints(capsys, *flags[:-1], elsewhere)  # of folders that are no classes
+
+
+def test_bad_queries_and_files(runs, capsys, place):
+    support, query = drawn(place / "support", ("a", "b")), drawn(place / "query", ("a", "zebra"))
+    prints(capsys, "adapt", runs / "prototypical", "--support", support, "--save", "tea")
+    (place / "damaged").write_bytes((place / "tea").read_bytes()[:-100])
+    nearest = jmeta.FewShotClassifier(jmeta.prototypical(jmeta.identity()), {}, {})
+    nearest.fit(np.eye(3), ["a", "b", "c"]).save(place / "rows")
+    before = files(place)
+    adapt = ("adapt", runs / "prototypical", "--support", support)
+    for flags, sentence in (
+        (adapt, "there is nothing to classify; give images by --query, or a file by --save"),
+        ((*adapt, "--save", "x", "--out", "y"), "there is nothing to classify"),
+        ((*adapt, "--query", query), "query has a sub-folder 'zebra', which is none of the classes a, b"),
+        ((*adapt, "--query", query, "--save", "x"), "none of the classes a, b"),
+        ((*adapt, "--query", support / "a", "--out", "x"), "has no sub-folders named as the classes"),
+        ((*adapt, "--query", support, "--save", "nowhere/x"), "nowhere/x cannot be written"),
+        (("predict", "tea", "--query", query), "none of the classes a, b"),
+        (("predict", "tea", "--query", place / "missing"), "missing is missing"),
+        (("predict", "tea", "--query", support / "a", "--out", "x"), "has no sub-folders named as the classes"),
+        (("predict", "damaged", "--query", support), "damaged is damaged, or no file that jmeta saved"),
+        (("predict", "none", "--query", support), "none cannot be read"),
+        (("predict", "rows", "--query", support), "was adapted to inputs of shape [3], not to images"),
+    ):
+        assert sentence in fails(capsys, *flags)
+    assert files(place) == before
+
+
 def test_bad_images(runs, capsys, place):
     support = drawn(place / "support", ("a", "b"))
     (place / "empty").mkdir()

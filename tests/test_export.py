@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import jmeta
 from jmeta.export import exported, read_program, read_sealed, write_sealed
-from jmeta.learners import LEARNERS
+from jmeta.runs.registry import LEARNERS
 
 RANDOM = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -162,6 +162,10 @@ def test_a_file_that_is_damaged_or_anothers_is_told(tmp_path):
         jmeta.FewShotClassifier.load(tmp_path / "foreign.npz")
     with pytest.raises(jmeta.CheckpointError, match="none cannot be read"):
         jmeta.FewShotClassifier.load(tmp_path / "none")
+    with np.load(file) as stored:
+        np.savez(tmp_path / "altered.npz", **{**stored, "classes": stored["classes"][::-1]})
+    with pytest.raises(jmeta.CheckpointError, match=r"altered\.npz is damaged"):
+        jmeta.FewShotClassifier.load(tmp_path / "altered.npz")
     arrays, about = read_sealed(file)
     write_sealed(file, {**arrays, "program": np.arange(9, dtype=np.uint8)}, about)
     with pytest.raises(jmeta.CheckpointError, match=r"holds a program that jax \S+ cannot read"):

@@ -84,7 +84,6 @@ EXPECTED = {
     "check_estimator_sparse_matrix": OWN_SENTENCE,
     "check_dtype_object": OWN_SENTENCE,
     "check_estimators_empty_data_messages": OWN_SENTENCE,
-    "check_fit1d": OWN_SENTENCE,
     "check_fit2d_predict1d": OWN_SENTENCE,
     "check_requires_y_none": OWN_SENTENCE,
     "check_supervised_y_2d": "a column of labels is refused, not flattened with a warning",

@@ -15,6 +15,7 @@ from jmeta.cli.adapt import Adapt
 from jmeta.cli.compare import Compare
 from jmeta.cli.evaluate import Evaluate
 from jmeta.cli.listing import List
+from jmeta.cli.predict import Predict
 from jmeta.cli.report import Report
 from jmeta.cli.search import Search
 from jmeta.cli.train import Train, with_file
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "adapt": Adapt,
+    "predict": Predict,
     "compare": Compare,
     "report": Report,
     "search": Search,

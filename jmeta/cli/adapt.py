@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
-from jmeta.cli.show import as_json
+from jmeta.cli.predict import answers, draw, read_query, show
 from jmeta.data.folders import read_images
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError, DataError
@@ -23,14 +21,18 @@ from jmeta.runs.stopping import Signals
 
 @dataclasses.dataclass(frozen=True)
 class Adapt:
-    """Adapt a run to your own images and classify others."""
+    """Adapt a run to your own images, and classify others or save the classifier."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run folder."""
     support: Path
     """Labelled images, one sub-folder a class."""
-    query: Path
-    """Images to classify."""
+    query: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Images to classify; in sub-folders named as the classes they are counted as well."""
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where to write what was adapted, for `jmeta predict` and `jmeta.FewShotClassifier.load`."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where to draw `confusion.png`, of a query in sub-folders."""
     invert: bool = False
     """For dark strokes on a light ground: the data sets of jmeta have light strokes on a dark ground."""
     checkpoint: str = "best"
@@ -40,13 +42,16 @@ class Adapt:
 
     def run(self, signals: Signals) -> None:
         """Prints the class of each image."""
+        if self.query is None and (self.save is None or self.out is not None):
+            raise ConfigError(
+                "there is nothing to classify; give images by --query, or a file by --save without --out."
+            )
         run = load(self.folder, checkpoint=self.checkpoint)
         config = run.config
         shape = run.input_shape
         if len(shape) != 3:
             raise ConfigError(f"{self.folder} was trained on {config.data}, not on images; train on images first.")
-        options: dict[str, Any] = {"size": shape[:2], "channels": shape[2], "invert": self.invert}
-        support, query = (read_images(folder, **options) for folder in (self.support, self.query))
+        support = read_images(self.support, size=(shape[0], shape[1]), channels=shape[2], invert=self.invert)
         if (support.labels < 0).any():
             raise DataError(f"{self.support} holds images outside of a class; put them into one sub-folder a class.")
         if not LEARNERS[config.learner].embedding and len(support.names) > (config.ways or 0):
@@ -54,20 +59,19 @@ class Adapt:
                 f"{self.folder} was trained for {config.ways} ways, but {self.support} has {len(support.names)} "
                 f"classes; give at most {config.ways}, or train a prototypical run, which takes any number."
             )
+        query = None if self.query is None else read_query(self.query, shape, self.invert, support.names, self.out)
+        names = np.asarray(support.names)
         classifier = run.classifier()
-        classifier.fit(support.images, support.labels, _descriptions_of(self.folder, config, support.names))
-        probabilities = classifier.predict_proba(query.images)
-        rows = [
-            {"file": str(file), "class": support.names[int(p.argmax())], "probability": float(p.max())}
-            for file, p in zip(query.files, probabilities, strict=True)
-        ]
-        if self.json:
-            print(as_json({"predictions": rows, **settings.protocol(config)}))
-            return
-        table = Table(Column("file", overflow="fold"), Column("class", overflow="fold"), "probability")
-        for row in rows:
-            table.add_row(escape(str(row["file"])), escape(str(row["class"])), f"{row['probability']:.3f}")
-        Console().print(table)
+        described = _descriptions_of(self.folder, config, support.names)
+        classifier.fit(support.images, names[support.labels], described)
+        about = settings.protocol(config)
+        result = {} if query is None else answers(classifier, query)
+        if self.save is not None:
+            classifier.save(self.save, note={**about, "invert": self.invert})
+            result["saved"] = str(self.save)
+        if self.out is not None:
+            draw(self.out, result)
+        show({**result, **about}, self.json)
 
 
 def _descriptions_of(run: Path, config: Config, names: Sequence[str]) -> Any:

@@ -107,6 +107,31 @@ def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Traj
     figure.savefig(file, dpi=120)
 
 
+def confusion(file: Path, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """Draws how many images of a class (row) were answered by a class (column).
+
+    Args:
+        file: where the PNG goes.
+        classes: their names.
+        counts: `[classes, classes]`.
+    """
+    n = len(classes)
+    side = min(2.4 + 0.5 * n, 20.0)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    names = [name.replace("$", r"\$") for name in classes]  # which matplotlib would read as mathematics
+    axes.set_xticks(range(n), names, rotation=90)
+    axes.set_yticks(range(n), names)
+    axes.set(xlabel="answer", ylabel="class", title="images")
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count:
+                axes.text(j, i, count, ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+    figure.savefig(file, dpi=120)
+
+
 def cells(file: Path, genotype: Genotype) -> None:
     """Draws the two cells of a genotype as graphs, from their inputs to their result.
 
