@@ -157,7 +157,7 @@ class Train:
                 given[name] = dict(_named(name, option) for option in options)
         return given
 
-    def _resolved(self) -> Config:
+    def _resolved(self, tell: bool = False) -> Config:
         """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
         given, out = self._given(), self.out
         if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e6):
@@ -190,7 +190,7 @@ class Train:
                     "choose another --out."
                 )
         config, words = on_resume(stored, changed)
-        if words:
+        if words and tell:
             print(f"going on with {', '.join(words)}", file=sys.stderr)
         return config
 
@@ -198,7 +198,7 @@ class Train:
         parts = parts_of(self._resolved())
         with only_writer(self.out):
             if (self.out / "config.json").exists():  # which another process may have written while this one waited
-                parts = resumed(self.out, parts._replace(config=self._resolved()))
+                parts = resumed(self.out, parts._replace(config=self._resolved(tell=True)))
             elif self.minutes is not None:
                 steps = steps_within(parts, self.minutes)
                 parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
