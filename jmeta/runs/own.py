@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -100,9 +101,10 @@ def _own_model(name: str) -> ModelEntry:
         return ModelEntry(thing, summary, "")
     if isinstance(thing, type) and issubclass(thing, nnx.Module):
 
-        @functools.wraps(thing)
         def make(**options: Any) -> Callable[[Any], Any]:
             return functools.partial(thing, **options)
+
+        make.__signature__ = inspect.signature(thing.__init__)  # type: ignore[attr-defined]
 
         return ModelEntry(make, summary, "", lambda make: adapters.nnx(lambda rngs: make(rngs=rngs)))
     raise ConfigError(f"--model {name} is no Linen or NNX class; name one, or adapt it in Python by jmeta.Run.")
