@@ -237,3 +237,10 @@ def test_curves_go_elsewhere_where_it_is_installed(name, place, monkeypatch):
 def test_the_version(capsys):
     main("--version")
     assert capsys.readouterr().out == f"jmeta {jmeta.__version__}\n"
+
+
+def test_help_tells_the_defaults_of_what_was_chosen(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main("train", "--learner", "reptile", "--data", "sinusoid", "--help")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "Defaults of reptile on sinusoid" in out and "\ninner_steps = 32\n" in out

@@ -18,7 +18,7 @@ from jmeta.cli.listing import List
 from jmeta.cli.predict import Predict
 from jmeta.cli.report import Report
 from jmeta.cli.search import Search
-from jmeta.cli.train import Train, with_file
+from jmeta.cli.train import Train, defaults_of, with_file
 from jmeta.errors import JmetaError
 from jmeta.runs.programs import keep_programs
 from jmeta.runs.stopping import Signals, say
@@ -46,9 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except JmetaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    command: Any = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    try:
+        command: Any = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="jmeta", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except SystemExit as stop:
+        if stop.code in (0, None) and arguments[:1] == ["train"]:  # after its help
+            print(defaults_of(arguments))
+        raise
     folders = {name: value.expanduser() for name, value in vars(command).items() if isinstance(value, Path)}
     command = dataclasses.replace(command, **folders)
     keep_programs()

@@ -7,6 +7,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jmeta.cli.show import as_json, interval, number, print_result, progress, result_table
-from jmeta.errors import CheckpointError, ConfigError, lookup
+from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
 from jmeta.runs import settings
 from jmeta.runs.assessment import assess
@@ -269,6 +270,16 @@ def with_file(arguments: Sequence[str]) -> list[str]:
         elif value is not True:
             flags += [str(part) for part in (value if isinstance(value, list) else [value])]
     return ["train", *flags, *arguments[1:]]
+
+
+def defaults_of(arguments: Sequence[str]) -> str:
+    """The settings that a run of `--learner`, `--data` and `--model` would have, for the end of the help."""
+    named = {name: value for flag, value in pairwise(arguments) if (name := flag[2:]) in ("learner", "data", "model")}
+    try:
+        config = settings.resolve(**named)
+    except JmetaError as error:
+        return f"error: {error}"
+    return f"Defaults of {config.learner} on {config.data}:\n\n{_toml(dataclasses.asdict(config))}"
 
 
 def _named(flag: str, option: str) -> tuple[str, str]:
