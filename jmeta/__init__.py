@@ -82,6 +82,7 @@ from jmeta.runs.checkpoint import restore, save
 from jmeta.runs.citations import citation
 from jmeta.runs.run import Run, load
 from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
-from jmeta.train import Fit, TrainState, fit, init, make_step
+from jmeta.step import TrainState, make_step
+from jmeta.train import Fit, fit, init
 
 __version__ = "0.2.0.dev0"

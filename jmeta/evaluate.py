@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
+from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
 from jmeta.diagnosis import broken_part
@@ -24,7 +25,9 @@ from jmeta.losses import (
     negative_log_likelihood,
     targets_needed,
 )
-from jmeta.train import Metric, check_concrete, check_counts, check_memory, check_task, default_chunk
+from jmeta.step import default_chunk
+
+Metric = Callable[..., Any]
 
 
 def evaluate(

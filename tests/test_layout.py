@@ -16,6 +16,8 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"inner"},
     {"adjoint"},
     {"diagnosis"},
+    {"step"},
+    {"checks"},
     {"train"},
     {"evaluate"},
     {"optimizers", "bilevel"},

@@ -31,7 +31,8 @@ from jmeta.runs.settings import check_seed
 from jmeta.runs.stopping import LOCK, Signals, only_writer
 from jmeta.search.architecture import darts, genotype, genotype_of, random_genotype, search_tasks
 from jmeta.search.cells import CellNetwork, Genotype
-from jmeta.train import Metrics, TrainState, fit, init
+from jmeta.step import TrainState
+from jmeta.train import Metrics, fit, init
 
 ORDERS: Mapping[str, Callable[[], Adjoint]] = {"second order": exact, "first order": first_order}
 

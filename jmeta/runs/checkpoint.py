@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from jmeta.errors import CheckpointError, ConfigError
 from jmeta.files import write_whole
-from jmeta.train import TrainState
+from jmeta.step import TrainState
 from jmeta.tree import path_name
 
 _SEAL = "seal.json"

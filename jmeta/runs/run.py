@@ -24,7 +24,8 @@ from jmeta.runs.own import data_entry
 from jmeta.runs.registry import DATA
 from jmeta.runs.settings import Config
 from jmeta.runs.shapes import from_json, to_json
-from jmeta.train import Metrics, TrainState, fit
+from jmeta.step import TrainState
+from jmeta.train import Metrics, fit
 
 LAST, BEST = "checkpoint", "best"  # the folders of the last checkpoint, and of the best one by validation
 _ROW = {"step", "loss", "seconds"}  # what a row of metrics.jsonl has

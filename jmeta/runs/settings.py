@@ -22,7 +22,8 @@ from jmeta.models.networks import Norm
 from jmeta.runs.entries import LOSSES, METRICS, DataEntry
 from jmeta.runs.own import data_entry, model_entry
 from jmeta.runs.registry import DATA, LEARNERS
-from jmeta.train import TrainState, init
+from jmeta.step import TrainState
+from jmeta.train import init
 
 _BASE: Mapping[str, Any] = {
     "seed": 0,

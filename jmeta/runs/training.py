@@ -18,7 +18,8 @@ from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
 from jmeta.runs.settings import Config
 from jmeta.runs.stopping import Signals
-from jmeta.train import Metrics, TrainState, fit
+from jmeta.step import TrainState
+from jmeta.train import Metrics, fit
 
 Row = Mapping[str, Any]
 Logger = Callable[[Row], None]

@@ -1,0 +1,122 @@
+"""What is told before anything compiles: tasks, numbers, parameters and memory that do not fit."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from jmeta.core import MetaLearner, Params, State, Task, TaskSource, check_examples
+from jmeta.errors import ConfigError, ModelError
+from jmeta.step import TrainState
+from jmeta.tree import path_name
+
+
+def check_task(task: PyTree) -> None:
+    """Raises `ModelError` where a source gives something else than tasks whose targets are rows."""
+    if not isinstance(task, Task):
+        raise ModelError(f"the source gives a {type(task).__name__}; let sample return jmeta.Task(support, query).")
+    check_examples("support", task.support)
+    check_examples("query", task.query)
+
+
+def check_memory(task: PyTree, tasks: int) -> None:
+    """Raises `ConfigError` where the data of so many tasks alone are more than the machine has."""
+    needed = tasks * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task) if hasattr(x, "dtype"))
+    there = memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"{tasks} tasks at a time need {needed / 2**30:,.1f} GB for their examples alone, and this machine has "
+            f"{there / 2**30:,.1f} GB; ask for fewer shots, queries or tasks, or give a task_chunk."
+        )
+
+
+def memory() -> int | None:
+    """The bytes of the machine's memory, or None where it does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
+def check_state(
+    train_state: Any, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+) -> None:
+    """Raises `ConfigError` unless a `TrainState` is one of this learner and optimiser, before anything compiles."""
+    if not isinstance(train_state, TrainState):
+        inside = (
+            ": give its train_state" if hasattr(train_state, "train_state") else ", as init or an earlier fit gives"
+        )
+        raise ConfigError(f"train_state is a {type(train_state).__name__}; give a TrainState{inside}.")
+
+    def start(key: Key[Array, ""], data: PyTree) -> tuple[PyTree, PyTree]:
+        params, state = learner.init(key, source.sample(key, data))
+        return (params, state), optimizer.init(train_state.params)
+
+    wanted = jax.eval_shape(start, jax.random.key(0), source.data)
+    given = ((train_state.params, train_state.state), train_state.optimizer_state)
+    for what, here, there in zip(("learner or model", "optimiser"), wanted, given, strict=True):
+        ours, theirs = (
+            {path_name(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree.leaves_with_path(tree)}
+            for tree in (here, there)
+        )
+        for leaf in {**ours, **theirs}:
+            if ours.get(leaf) != theirs.get(leaf):
+                raise ConfigError(
+                    f"train_state is of another {what}: it has {leaf} {theirs.get(leaf, 'missing')}, where this one "
+                    f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
+                    "by jmeta.init(...)._replace(params=...)."
+                )
+        if str(jax.tree.structure(here)) != str(jax.tree.structure(there)):
+            raise ConfigError(
+                f"train_state holds the right arrays of its {what} in other containers (as a FrozenDict for a dict); "
+                "give the tree that jmeta.init gives."
+            )
+
+
+def check_counts(**counts: Any) -> None:
+    """Raises `ConfigError` unless all are whole numbers of at least 1, or None."""
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+            raise ConfigError(f"{name} is {value}; give a whole number.")
+        least = 0 if name == "steps" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; give at least {least}.")
+
+
+def check_concrete(name: str, help_: str, *trees: PyTree) -> None:
+    """Raises `ConfigError` under `jit`, `vmap` and `grad`."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
+        raise ConfigError(f"{name} is a loop of Python, which jit, vmap and grad cannot look into; {help_}.")
+
+
+def check_gradient(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:
+    """Traces the meta-gradient without computing it, so that what does not fit is told before anything compiles."""
+    reached = []
+
+    @jax.custom_vjp
+    def watched(params: Params) -> Params:
+        return params
+
+    def backward(_: None, cotangent: Params) -> tuple[Params]:
+        reached.append(True)
+        return (cotangent,)
+
+    watched.defvjp(lambda params: (params, None), backward)
+
+    def objective(params: Params, key: Key[Array, ""], data: PyTree) -> Array:
+        task = source.sample(key, data)
+        batch = learner.collect(key, params, state, jax.tree.map(lambda x: x[None], task))
+        value = learner.objective(key, watched(params), state, batch)[0]
+        if value.shape != ():
+            raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
+        return value
+
+    jax.eval_shape(jax.grad(objective), params, jax.random.key(0), source.data)
+    if jax.tree.leaves(params) and not reached:  # a cotangent that is zero by construction is not passed on
+        raise ModelError(
+            "the objective does not depend on what the outer loop trains: its gradient is zero by construction; look "
+            "for an unused argument, or for an adjoint that cuts the way to it."
+        )

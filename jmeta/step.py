@@ -1,0 +1,248 @@
+"""One meta-step, from sampling to update, as a function for `jax.lax.scan`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.errors import ConfigError, JmetaError
+from jmeta.inner import descend
+from jmeta.tree import widened
+
+
+class TrainState(NamedTuple):
+    """All that the next meta-step needs: what a checkpoint holds.
+
+    Args:
+        key: the key of the whole run; step `i` draws from `fold_in(key, i)`.
+        step: number of meta-steps done.
+        params: θ.
+        state: the learner's state.
+        optimizer_state: the outer optimiser's state.
+    """
+
+    key: Key[Array, ""]
+    step: Int[Array, ""]
+    params: Params
+    state: State
+    optimizer_state: PyTree
+
+
+Step = Callable[[TrainState, Any], tuple[TrainState, Info]]
+
+
+def make_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    tasks: int = 32,
+    task_chunk: int | None = None,
+    skip_nonfinite: bool = False,
+) -> Step:
+    """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
+
+    Draws a batch of tasks, computes the gradient of the learner's objective in θ, updates θ by the optimiser. If the
+    loss, the gradient or the update is not finite, the step leaves everything as it was, its counter too.
+
+    Args:
+        learner: the meta-learner.
+        optimizer: the outer optax optimiser; `value`, `grad` and `value_fn` are passed to its update, so that L-BFGS
+            and schedule-free optimisers work, and `objective_fn`, `params -> (value, info)`, to one whose update names
+            it: for a constraint in the learner's info (the KL divergence of TRPO).
+        source: where tasks come from.
+        tasks: tasks a step.
+        task_chunk: how many tasks are adapted at a time; the gradient is accumulated over the chunks, so that memory
+            does not grow with `tasks`. Default: on CPU as many as keep the cache warm (for images one task, for
+            sinusoids all), elsewhere all.
+        skip_nonfinite: whether tasks whose loss or gradient is not finite are left out, one after the other being
+            looked at; `info["skipped"]` counts them.
+
+    Returns:
+        `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
+
+    Raises:
+        ConfigError: `task_chunk` does not divide `tasks`.
+
+    Example:
+        >>> import jax, jmeta, optax
+        >>> learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+        >>> source = jmeta.sinusoid()
+        >>> step = jmeta.make_step(learner, optax.adam(1e-3), source, tasks=4)
+        >>> train_state = jmeta.init(jax.random.key(0), learner, optax.adam(1e-3), source)
+        >>> train_state, info = jax.lax.scan(step, train_state, length=3)
+        >>> info["loss"].shape
+        (3,)
+    """
+    whole, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
+    if skip_nonfinite:
+        value_and_gradient = _of_finite_tasks(learner.objective)
+
+    def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
+        objective_key, batch = draw(learner, source, carry, tasks)
+        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
+        objective = _of_kept_tasks(learner.objective, info["kept"]) if skip_nonfinite else whole
+        if skip_nonfinite:
+            info = {**info, "skipped": tasks - info["kept"].sum(dtype=jnp.float32)}
+            del info["kept"]
+
+        def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
+            value, (_, info) = objective(objective_key, params, carry.state, batch)
+            return value, info
+
+        # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
+        named = inspect.signature(optimizer.update).parameters
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
+        offered = {"value": loss, "grad": gradient, "value_fn": lambda params: value_and_info(params)[0]}
+        offered = {name: value for name, value in offered.items() if name in named or takes_all}
+        if "objective_fn" in named:
+            offered["objective_fn"] = value_and_info
+        try:
+            updated, optimizer_state = descend(optimizer, gradient, carry.optimizer_state, carry.params, **offered)
+        except JmetaError:
+            raise
+        except Exception as error:  # when traced, as that of lookahead, whose parameters are a pair of trees
+            raise ConfigError(unfit(error)) from error
+        norm = optax.tree.norm(widened(gradient))
+        new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
+        leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        finite = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *leaves]).all()
+        kept = lax.cond(finite, lambda: new, lambda: carry)
+        return kept, {**info, "loss": loss, "gradient_norm": norm}
+
+    return step
+
+
+def draw(learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int) -> tuple[Key[Array, ""], Task]:
+    """The key of the objective and the tasks of the next meta-step, collected."""
+    sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
+    batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
+    # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
+    collect_key = jax.random.fold_in(objective_key, 0)
+    return objective_key, learner.collect(collect_key, carry.params, carry.state, batch)
+
+
+def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any, Any]:
+    """The objective as a mean over chunks of tasks, and its value and gradient, accumulated in a scan."""
+    if task_chunk is not None and (task_chunk < 1 or tasks % task_chunk):
+        raise ConfigError(f"task_chunk {task_chunk} does not divide {tasks} tasks; choose a divisor.")
+    value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
+
+    def chunks_of(key: Key[Array, ""], batch: Task) -> tuple[Array, Task] | None:
+        chunk = task_chunk or default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
+        if chunk == tasks:
+            return None
+        chunks = tasks // chunk
+        return jax.random.split(key, chunks), jax.tree.map(lambda x: x.reshape(chunks, chunk, *x.shape[1:]), batch)
+
+    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(key, batch)
+        if parts is None:
+            return objective(key, params, state, batch)
+
+        @jax.checkpoint  # who differentiates this keeps one chunk at a time
+        def one(_: None, key_and_chunk: tuple[Array, Task]) -> tuple[None, Any]:
+            key, part = key_and_chunk
+            return None, objective(key, params, state, part)
+
+        return mean_over_tasks(lax.scan(one, None, parts)[1])
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(key, batch)
+        if parts is None:
+            return value_and_grad(key, params, state, batch)
+        chunks = len(parts[0])
+
+        def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
+            key, part = key_and_chunk
+            (loss, aux), gradient = value_and_grad(key, params, state, part)
+            return jax.tree.map(lambda a, b: a + b / chunks, total, widened((loss, gradient))), aux
+
+        first = jax.tree.map(lambda x: x[0], parts[1])
+        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        (loss, total), aux = lax.scan(add, zero, parts)
+        return (loss, mean_over_tasks(aux)), jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
+
+    return averaged, accumulated
+
+
+def _one_by_one(key: Key[Array, ""], batch: Task) -> tuple[Array, Task]:
+    tasks = len(jax.tree.leaves(batch)[0])
+    return jax.random.split(key, tasks), jax.tree.map(lambda x: x[:, None], batch)
+
+
+def _of_finite_tasks(objective: Any) -> Any:
+    """Value and gradient of an objective as the mean over those tasks of which both are finite; `info["kept"]`."""
+    value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
+
+    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        def add(total: PyTree, key_and_task: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info, Array]]:
+            (loss, (new, info)), gradient = value_and_grad(key_and_task[0], params, state, key_and_task[1])
+            leaves = [x for x in jax.tree.leaves((loss, gradient, new)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+            kept = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+            part = widened((loss, gradient))
+            return jax.tree.map(lambda a, b: jnp.where(kept, a + b, a), total, part), (new, info, kept)
+
+        parts = _one_by_one(key, batch)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
+        total, (states, info, kept) = lax.scan(add, zero, parts)
+        # with no task left this is 0 / 0, which ends the run
+        loss, total = jax.tree.map(lambda x: x / kept.sum(dtype=x.dtype), total)
+        gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
+        states, info = jax.tree.map(lambda x: _mean_of(kept, x), (states, dict(info)))
+        return (loss, (states, {**info, "kept": kept})), gradient
+
+    return accumulated
+
+
+def _of_kept_tasks(objective: Any, kept: Bool[Array, "tasks"]) -> Any:
+    """The objective as the mean over some tasks, for optimisers that ask for it again."""
+
+    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
+        parts = _one_by_one(key, batch)
+        shapes = jax.eval_shape(objective, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def one(_: None, part: tuple[Array, Array, Task]) -> tuple[None, Any]:
+            # the way not taken has no derivative, so that what is not finite in it stays there
+            return None, lax.cond(part[0], lambda: objective(part[1], params, state, part[2]), lambda: zero)
+
+        values = lax.scan(one, None, (kept, *parts))[1]
+        return jax.tree.map(lambda x: _mean_of(kept, x), values)
+
+    return averaged
+
+
+def _mean_of(kept: Bool[Array, "tasks"], x: Array) -> Array:
+    """The mean over the kept tasks of a floating leaf, the first of them of every other."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x[jnp.argmax(kept)]
+    there = kept.reshape(-1, *(1 for _ in x.shape[1:]))
+    return jnp.where(there, x, jnp.zeros_like(x)).sum(axis=0) / kept.sum(dtype=x.dtype)
+
+
+_CHUNK_BYTES = 2**14
+
+
+def default_chunk(task: Task, tasks: int) -> int:
+    """All tasks on an accelerator; on CPU as many as keep the cache warm, which for images is one."""
+    if jax.default_backend() != "cpu":
+        return tasks
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(task))
+    return next(k for k in range(tasks, 0, -1) if tasks % k == 0 and (k == 1 or k * size <= _CHUNK_BYTES))
+
+
+def unfit(error: Exception) -> str:
+    """What is said of an optimiser that wants other parameters."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"the optimiser cannot update the parameters of the learner ({reason}); take one whose update takes them alone."
+    )
