@@ -1,7 +1,9 @@
 """Meta-training: everything from sampling to update is one compiled program."""
 
+import contextlib
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +103,7 @@ def fit(
     train_state: TrainState | None = None,
     callback: Callable[[TrainState, Metrics], Any] | None = None,
     skip_nonfinite: bool = False,
+    progress: bool | None = None,
 ) -> Fit:
     """Meta-trains a learner on tasks from a source.
 
@@ -121,6 +124,7 @@ def fit(
         skip_nonfinite: whether tasks whose loss or gradient is not finite are left out of the meta-step instead of
             ending the run; the history counts them, `"skipped"`, the mean number a step. Tasks are then adapted one
             after the other.
+        progress: whether a bar is drawn on the error stream. Default: in a terminal and in a notebook.
 
     Returns:
         The trained parameters and the history.
@@ -159,43 +163,62 @@ def fit(
             f"is done; steps={done + steps} makes {steps} more.",
             stacklevel=2,
         )
-    history: list[Metrics] = []
-    while (begin := int(train_state.step)) < steps:
-        train_state, info = compiled(_run)(
-            train_state,
-            source.data,
-            jnp.asarray(steps, jnp.int32),
-            learner=learner,
-            optimizer=optimizer,
-            sample=source.sample,
-            tasks=tasks,
-            task_chunk=task_chunk,
-            length=log_every,
-            skip_nonfinite=skip_nonfinite,
-        )
-        done = int(train_state.step)
-        if done < min(begin + log_every, steps):
-            why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
-            raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
-        means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
-        if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
-            warnings.warn(
-                f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, so "
-                "that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",
-                ConvergenceWarning,
-                stacklevel=2,
+    watched = _is_watched() if progress is None else progress
+    with _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None) as show:
+        history: list[Metrics] = []
+        while (begin := int(train_state.step)) < steps:
+            train_state, info = compiled(_run)(
+                train_state,
+                source.data,
+                jnp.asarray(steps, jnp.int32),
+                learner=learner,
+                optimizer=optimizer,
+                sample=source.sample,
+                tasks=tasks,
+                task_chunk=task_chunk,
+                length=log_every,
+                skip_nonfinite=skip_nonfinite,
             )
-        metrics = {"step": done} | means | {"step": done}
-        history.append(metrics)
-        if callback is not None and _is_true(callback(train_state, metrics)):
-            if len(history) == 1 and done < steps:
+            done = int(train_state.step)
+            if done < min(begin + log_every, steps):
+                why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
+                raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
+            means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
+            if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
                 warnings.warn(
-                    f"the first call of the callback returned True, which stops the run at step {done} of {steps}; to "
-                    "go on, let it return None.",
+                    f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, "
+                    "so that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",
+                    ConvergenceWarning,
                     stacklevel=2,
                 )
-            break
+            metrics = {"step": done} | means | {"step": done}
+            history.append(metrics)
+            show(metrics)
+            if callback is not None and _is_true(callback(train_state, metrics)):
+                if len(history) == 1 and done < steps:
+                    warnings.warn(
+                        f"the first call of the callback returned True, which stops the run at step {done} of {steps}; "
+                        "to go on, let it return None.",
+                        stacklevel=2,
+                    )
+                break
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+@contextlib.contextmanager
+def _bar(steps: int, done: int) -> Iterator[Callable[[Metrics], None]]:
+    """A bar of the meta-steps; gives what takes the metrics of each scan."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=steps, completed=done, note="compiling")
+        yield lambda metrics: progress.update(bar, completed=metrics["step"], note=f"loss {metrics['loss']:.4g}")
 
 
 def _drawn(

@@ -396,3 +396,17 @@ def test_an_objective_that_is_not_scalar_is_told():
 def test_a_compiler_that_does_not_know_the_options_does_without(monkeypatch):
     monkeypatch.setattr(jmeta.compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": True})
     assert jmeta.compiler_options.__wrapped__() is None
+
+
+def test_progress_is_shown_where_somebody_watches(capsys, monkeypatch):
+    learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
+    train = {"steps": 2, "tasks": 1, "log_every": 1}
+    jmeta.fit(KEY, learner, jmeta.sinusoid(), **train)
+    assert capsys.readouterr().err == ""
+    jmeta.fit(KEY, learner, jmeta.sinusoid(), **train, progress=True)
+    assert "2/2" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    jmeta.fit(KEY, learner, jmeta.sinusoid(), **train)
+    assert "2/2" in capsys.readouterr().err
+    jmeta.fit(KEY, learner, jmeta.sinusoid(), **train, progress=False)
+    assert capsys.readouterr().err == ""

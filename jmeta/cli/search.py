@@ -204,6 +204,7 @@ def _search(flags: Search, order: str, adjoint: Adjoint) -> tuple[Genotype, floa
             log_every=max(1, flags.steps // 10),
             train_state=train_state,
             callback=callback,
+            progress=False,
         ).train_state
     return genotype(train_state.params, skips=flags.skips), round(time.monotonic() - begin, 1), curve
 

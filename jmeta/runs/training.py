@@ -167,6 +167,7 @@ def _trained(
                 log_every=scan,
                 train_state=train_state,
                 callback=callback,
+                progress=False,
             ).train_state
     except NonFiniteError as error:
         save(folder / LAST, error.train_state)
