@@ -187,7 +187,8 @@ def fit(
             if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
                 warnings.warn(
                     f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, "
-                    "so that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",
+                    "so that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal "
+                    "term.",
                     ConvergenceWarning,
                     stacklevel=2,
                 )
