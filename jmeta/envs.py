@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from jmeta import rl
-from jmeta.errors import renamed
+from jmeta.errors import moved
 
 
 def __getattr__(name: str) -> Any:
-    return renamed(__name__, name, rl)
+    return moved(__name__, name, {"*": "jmeta.rl"})

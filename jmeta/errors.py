@@ -1,9 +1,9 @@
 """The errors that jmeta raises: one sentence each, what is wrong and what to do."""
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -91,9 +91,22 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     raise UnknownNameError(f"there is no {kind} {name!r}; did you mean {nearest!r}? There are {known}.")
 
 
-def renamed(module: str, name: str, now: ModuleType) -> Any:
-    """A name of a module that is called otherwise now, with a `DeprecationWarning` that says how."""
-    if name.startswith("__"):
+def moved(module: str, name: str, places: Mapping[str, str]) -> Any:
+    """A name from where it is now, with a `DeprecationWarning` that says so: for the `__getattr__` of a module.
+
+    Args:
+        module: where it was.
+        name: of what is asked for.
+        places: the module where each name is now; that of `"*"` has all others.
+
+    Returns:
+        What has the name.
+
+    Raises:
+        AttributeError: no such name was there.
+    """
+    place = places.get(name, places.get("*"))
+    if place is None or name.startswith("__") or not hasattr(importlib.import_module(place), name):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warnings.warn(f"{module} is called {now.__name__} now; import {name} from there.", DeprecationWarning, stacklevel=3)
-    return getattr(now, name)
+    warnings.warn(f"{module}.{name} is {place}.{name} now; import it from there.", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(place), name)

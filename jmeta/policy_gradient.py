@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from jmeta.errors import renamed
-from jmeta.rl import policy_gradients
+from jmeta.errors import moved
 
 
 def __getattr__(name: str) -> Any:
-    return renamed(__name__, name, policy_gradients)
+    return moved(__name__, name, {"*": "jmeta.rl.policy_gradients"})

@@ -1,6 +1,7 @@
 """What may import what: a module imports from its own layer and from those below it, and from none above."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,22 @@ def test_no_import_goes_up(file):
             assert HEIGHT[node.module.split(".")[1]] <= HEIGHT[parts(file)], f"line {node.lineno}: {node.module}"
 
 
-@pytest.mark.parametrize("name", sorted(FORMER))
-def test_former_names_warn(name):
-    module = __import__(f"jmeta.{name}", fromlist=["x"])
-    with pytest.warns(DeprecationWarning, match=rf"jmeta.{name} is called jmeta.rl\S* now; import (collect|dice)"):
-        getattr(module, "collect" if name == "envs" else "dice")
+@pytest.mark.parametrize(
+    ("former", "name", "now"),
+    [
+        ("jmeta.envs", "collect", "jmeta.rl"),
+        ("jmeta.policy_gradient", "dice", "jmeta.rl.policy_gradients"),
+        ("jmeta.models", "Policy", "jmeta.rl"),
+        ("jmeta.models", "CellNetwork", "jmeta.search"),
+        ("jmeta.models", "MODELS", "jmeta.runs.registry"),
+        ("jmeta.learners", "LEARNERS", "jmeta.runs.registry"),
+        ("jmeta.data", "DATA", "jmeta.runs.registry"),
+    ],
+)
+def test_names_of_a_version_ago_warn(former, name, now):
+    module = import_module(former)
+    with pytest.warns(DeprecationWarning, match=f"{former}.{name} is {now}.{name} now; import it from there"):
+        found = getattr(module, name)
+    assert found is getattr(import_module(now), name)
+    with pytest.raises(AttributeError, match="has no attribute"):
+        _ = module.never_there
