@@ -13,6 +13,7 @@ from jmeta import cli
 from jmeta.runs import assessment, settings
 from jmeta.runs.comparison import compare
 from jmeta.runs.loggers import LOGGERS
+from jmeta.runs.own import model_entry
 from jmeta.runs.training import best_row, on_resume, out_of_patience
 
 SMALL = ("--learner", "maml", "--data", "sinusoid", "--tasks", "1", "--steps", "4", "--no-report")
@@ -124,6 +125,19 @@ def test_a_network_of_ones_own(place, capsys):
     ):
         assert sentence in fails(capsys, "train", *SMALL, "--model", name, "--out", "no")
     assert not Path("no").exists()
+
+
+def test_the_cell_of_a_search_is_a_network(place, capsys):
+    cell = jmeta.random_genotype(0, 2)
+    found = {"settings": {"features": 8, "nodes": 2}, "genotypes": {"second order": cell}}
+    (place / "found").mkdir()
+    (place / "found" / "result.json").write_text(json.dumps(found))
+    config = settings.resolve("prototypical", "glyphs", model="found")
+    assert config.norm == "group"
+    module = model_entry("found").make(outputs=3)
+    assert module.genotype == cell and (module.features, module.nodes, module.outputs) == (8, 2, 3)
+    (place / "empty").mkdir()
+    assert "holds no finished `jmeta search`" in fails(capsys, "train", "--model", "empty", "--out", "no")
 
 
 def test_a_file_of_settings_lies_below_the_flags(place, capsys):

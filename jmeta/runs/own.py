@@ -113,10 +113,12 @@ def _own_model(name: str) -> ModelEntry:
 def _found_model(folder: Path) -> ModelEntry:
     try:
         stored = json.loads((folder / "result.json").read_text())
-        found, features = genotype_of(stored["genotypes"]["second order"]), stored["settings"]["features"]
+        found, searched = genotype_of(stored["genotypes"]["second order"]), stored["settings"]
+        size = {"features": searched["features"], "nodes": searched["nodes"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--model {folder} holds no finished `jmeta search`; name its --out, or a network."
         ) from error
-    make = functools.partial(CellNetwork, genotype=found, features=features)
+    # group norm, as all networks of images have it: one query is answered as many are
+    make = functools.partial(CellNetwork, genotype=found, norm="group", **size)
     return ModelEntry(make, f"the cell of {folder}", "Liu et al. 2019")
