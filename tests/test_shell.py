@@ -163,6 +163,7 @@ def test_seeds_have_a_folder_each_and_a_table(place, capsys, monkeypatch):
     ]
     np.testing.assert_allclose(summary["mean_squared_error"], np.mean(values))
     np.testing.assert_allclose(summary["ci95"], 12.706 * abs(values[0] - values[1]) / 2, rtol=1e-3)
+    assert "has one seed" in fails(capsys, "train", *SMALL, "--seeds", "1", "--out", "again")
     assert "names a seed twice" in fails(capsys, "train", *SMALL, "--seeds", "1", "1", "--out", "again")
 
 

@@ -132,6 +132,8 @@ class Train:
         if not self.seeds:
             self._one(signals)
             return
+        if len(self.seeds) < 2:
+            raise ConfigError("--seeds has one seed, of which there is no interval; give more, or --seed.")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice; give different ones.")
         results = []
@@ -210,11 +212,12 @@ class Train:
             with progress() as bars:
                 bar = bars.add_task("meta-training", total=config.steps, completed=0, note="compiling")
 
+                validations: list[str] = []
+
                 def show(row: Mapping[str, Any]) -> None:
-                    parts = [f"loss {row['loss']:.3f}"]
                     if "validation" in row:
-                        show.last = f"validation {number(config, row['validation'])}"  # type: ignore[attr-defined]
-                    note = "  ".join([*parts, getattr(show, "last", "")])
+                        validations.append(f"validation {number(config, row['validation'])}")
+                    note = "  ".join([f"loss {row['loss']:.3f}", *validations[-1:]])
                     bars.update(bar, completed=row["step"], note=note)
 
                 stopped = partial(_stopped, self)
