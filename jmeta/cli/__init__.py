@@ -73,7 +73,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"error: {what} cannot be written or read ({why}); make room, or give another folder.", file=sys.stderr
             )
             sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
