@@ -1,6 +1,7 @@
 """What a user gives by mistake is told in a sentence that says what to give."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ import optax.contrib
 import pytest
 
 import jmeta
-from jmeta.runs.registry import LEARNERS
+from jmeta.compilation import made_of
+from jmeta.runs.entries import LOSSES
+from jmeta.runs.registry import DATA, LEARNERS
+from jmeta.runs.settings import resolve
 
 KEY = jax.random.key(0)
 SOURCE = jmeta.sinusoid(shots=5, queries=5)
@@ -299,14 +303,7 @@ def test_tasks_that_do_not_fit_into_memory_are_refused_before_they_are_drawn():
 @pytest.mark.parametrize("data", ["glyphs", "sinusoid"])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_rate_inside_is_the_same_in_python_and_in_the_shell(name, data):
-    import inspect
-
-    from jmeta.experiment import resolve
-
-    from jmeta.compilation import made_of
-    from jmeta.data import DATA
-
-    make, loss = LEARNERS[name].make, DATA[data].loss
+    make, loss = LEARNERS[name].make, LOSSES[DATA[data].kind]
     parameters = inspect.signature(make).parameters
     if "inner_rate" not in parameters or LEARNERS[name].acts or (data == "sinusoid" and "loss" not in parameters):
         pytest.skip("has no rate, or no regression")
