@@ -383,6 +383,7 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch, place):
     assert sentence in fails(capsys, "train", *SINUSOID, "--out", "run")
 
 
+@pytest.mark.filterwarnings("default:.*episodes are not finite")
 def test_a_loss_that_becomes_non_finite(capsys, place):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", *SINUSOID, "--outer-rate", "1e15", "--out", "run"])

@@ -217,9 +217,9 @@ def test_a_dict_of_observations_is_as_good_as_a_vector(name, finite):
         environment = dataclasses.replace(point(observation=observation), finite=finite)
         source = environment_tasks(environment, lambda key: jax.random.uniform(key, (2,)), queries=2)
         if name == "rl2":
-            learner = jmeta.rl2(jmeta.linen(jmeta.models.RecurrentPolicy(Box(2), width=4)))
+            learner = jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Box(2), width=4)))
         else:
-            learner = jmeta.maml_rl(jmeta.linen(jmeta.models.Policy(Box(2), hidden=(4,))), trajectories=3)
+            learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(Box(2), hidden=(4,))), trajectories=3)
         task = source.sample(KEY, source.data)
         params, state = learner.init(KEY, task)
         tasks = jax.tree.map(lambda x: x[None], task)

@@ -248,7 +248,7 @@ def test_one_hot_of_any_kind_and_probabilities_are_classes(targets):
 
 def test_accuracy_of_trajectories_is_told():
     source = jmeta.rl.bandit(queries=2)
-    learner = jmeta.maml_rl(jmeta.linen(jmeta.models.policies.Policy(source.sample(KEY, source.data).support.actions)))
+    learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(source.sample(KEY, source.data).support.actions)))
     params, state = learner.init(KEY, source.sample(KEY, source.data))
     with pytest.raises(jmeta.ModelError, match=r"answers are a Trajectory and no array; give metric=jmeta.mean_return"):
         jmeta.evaluate(KEY, learner, params, state, source, episodes=2)

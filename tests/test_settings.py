@@ -177,7 +177,7 @@ def test_lake_validates_on_training_characters(monkeypatch):
         asked.update(options)
         return jmeta.sinusoid()
 
-    monkeypatch.setattr("jmeta.data.omniglot", omniglot)
+    monkeypatch.setattr("jmeta.runs.registry.omniglot", omniglot)
     for split, expected in (("train", "train"), ("validation", "train"), ("test", "test")):
         settings.make_source(settings.resolve("maml", "omniglot-lake"), split)
         assert (asked["split"], asked["protocol"]) == (expected, "lake")

@@ -146,7 +146,7 @@ def test_imaml_needs_a_proximal_term():
     with pytest.raises(jmeta.ConfigError, match=r"proximal is 0.0; give a positive weight"):
         jmeta.imaml(LINEAR, proximal=0.0)
     with pytest.raises(jmeta.ModelError, match=r"the objective does not depend on what the outer loop trains"):
-        jmeta.init(KEY, jmeta.maml(LINEAR, adjoint=jmeta.implicit()), optax.sgd(0.1), source())
+        jmeta.init(KEY, jmeta.maml(LINEAR, adjoint=jmeta.implicit(), **MSE), optax.sgd(0.1), source())
     with pytest.raises(jmeta.ConfigError, match=r"maxiter is 0"):
         jmeta.conjugate_gradient(0)
     with pytest.raises(jmeta.ConfigError, match=r"rate is 0"):
@@ -166,7 +166,7 @@ def test_meta_sgd_learns_its_rates_by_the_product_of_gradients():
     expected = outer - hessian(task().support) @ (rates * outer)
     np.testing.assert_allclose(result["model"]["w"], expected, rtol=1e-12)
     start = learner.init(KEY, task())[0]["rates"]["w"]
-    np.testing.assert_array_equal(start, np.full((3, 1), 0.4))
+    np.testing.assert_array_equal(start, np.full((3, 1), 0.01))
 
 
 @float64

@@ -220,7 +220,7 @@ def test_what_is_not_there_changes_nothing(name):
     """One more class without example and description, and two more examples without a label."""
     learner, episode = LEARNERS[name], task()
     params, state = learner.init(KEY, episode)
-    x, y, told, _ = episode.support
+    x, y, told, *_ = episode.support
     padded = Examples(
         jnp.concatenate([x[:1] + 3.0, x, x[2:3]]),
         jnp.pad(y, ((1, 1), (0, 1))),
@@ -229,7 +229,7 @@ def test_what_is_not_there_changes_nothing(name):
     if "full context" in name:  # the LSTM reads on through the gap, though not what is in it
         padded, same = padded._replace(inputs=jnp.concatenate([x[:1], x, x[2:3]])), padded
     elif "in_context" in name:  # codes of four labels are other codes than those of three
-        same, padded = (Examples(s, t, d) for s, t, d, _ in ((padded[0] * 0.5, *padded[1:]), padded))
+        same, padded = (Examples(s, t, d) for s, t, d, *_ in ((padded[0] * 0.5, *padded[1:]), padded))
         padded = padded._replace(inputs=jnp.where(padded.targets.any(axis=1)[:, None], same.inputs, padded.inputs))
     else:
         same = episode.support
