@@ -25,6 +25,7 @@ from jmeta.losses import (
     negative_log_likelihood,
     targets_needed,
 )
+from jmeta.metrics import interval
 from jmeta.step import default_chunk
 
 Metric = Callable[..., Any]
@@ -67,11 +68,11 @@ def evaluate(
         and the protocol of the source ("ways", "shots", "queries")}`. Where it does, also `"alone"`, the mean over the
         same episodes where a query is asked alone (five in turn of each), and `"alone_ci95"`. What accuracy brings with
         it, and each of several metrics, has its own interval, `"negative_log_likelihood_ci95"`, and its own
-        `"negative_log_likelihood_alone"`. With `skip_nonfinite`, `"skipped"` is
-        the number of episodes left out. With `details`, `"details"` is a dict of `"confusion"`, `[classes, classes]`,
-        how often a query of a class (row) was answered by a class (column), in the order of `source.names`;
-        `"accuracy_by_class"`, None for a class that was not asked; and `"mistaken"`, the rows of the source's arrays
-        that were ever mistaken, `{"row", "class", "asked", "wrong"}`, those that were wrong most often first.
+        `"negative_log_likelihood_alone"`. With `skip_nonfinite`, `"skipped"` is the number of episodes left out. With
+        `details`, `"details"` is a dict of `"confusion"`, `[classes, classes]`, how often a query of a class (row) was
+        answered by a class (column), in the order of `source.names`; `"accuracy_by_class"`, None for a class that was
+        not asked; and `"mistaken"`, the rows of the source's arrays that were ever mistaken, `{"row", "class", "asked",
+        "wrong"}`, those that were wrong most often first.
 
     Raises:
         ModelError: the model does not fit the tasks, the metric not the targets (accuracy of a regression), or a metric
@@ -117,12 +118,8 @@ def evaluate(
     kept = kept if skip_nonfinite else np.ones(episodes, bool)
 
     def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:
-        return {
-            name: _interval(
-                jax.tree.map(lambda x: np.asarray(x)[kept], value), getattr(metrics.get(name), "summary", _same)
-            )
-            for name, value in values.items()
-        }
+        there = jax.tree.map(lambda x: np.asarray(x)[kept], values)
+        return {name: interval(x, getattr(metrics.get(name), "summary", None)) for name, x in there.items()}
 
     results: dict[str, Any] = {}
     for name, (mean, half_width) in intervals(found["values"]).items():
@@ -151,7 +148,6 @@ def per_episode(
     *,
     episodes: int,
     task_chunk: int | None = None,
-    alone: bool = False,
 ) -> dict[str, PyTree]:
     """What `evaluate` averages.
 
@@ -164,7 +160,6 @@ def per_episode(
         metrics: of each task, by name; of a `jmeta.Pooled` its statistics.
         episodes: number of tasks.
         task_chunk: as in `evaluate`.
-        alone: whether a query is asked alone, a few of each task.
 
     Returns:
         The values of each metric `[episodes, ...]`.
@@ -173,8 +168,8 @@ def per_episode(
         ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
         ConfigError: a metric that cannot be compiled.
     """
-    asked = partial(_found, key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
-    return dict(asked(alone=alone)["values"])
+    found = _found(key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
+    return dict(found["values"])
 
 
 def _found(
@@ -222,23 +217,6 @@ def _not_finite(finite: np.ndarray, episode: Callable[[int], Task]) -> str:
     part = broken_part(jax.tree.map(lambda x: x[None], episode(i)))
     because = f", where {part}" if part else ", though its data are"
     return f"{(~finite).sum()} of {len(finite)} episodes are not finite, the first of them episode {i}{because}"
-
-
-def _same(mean: Any) -> Any:
-    return mean
-
-
-def _interval(values: PyTree, summary: Callable[[PyTree], Any]) -> tuple[float, float]:
-    """The summary of the mean over episodes, and half the width of its 95 % interval, by the jackknife.
-
-    An episode at a time is left out; of a plain mean that gives s / √n to the last digit.
-    """
-    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.asarray(x, np.float64), values))
-    n, means = len(leaves[0]), [x.mean(axis=0) for x in leaves]
-    without = [mean - (x - mean) / (n - 1) for x, mean in zip(leaves, means, strict=True)]
-    left = np.asarray([float(summary(jax.tree.unflatten(tree, [x[i] for x in without]))) for i in range(n)])
-    error = np.sqrt((n - 1) / n * np.square(left - left.mean()).sum())
-    return float(summary(jax.tree.unflatten(tree, means))), float(1.96 * error)
 
 
 _ALONE = 5  # queries of an episode that are asked alone; one by one they cost as much as all together

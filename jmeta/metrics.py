@@ -1,7 +1,11 @@
 """Numbers that are reported beside accuracy."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from jmeta.errors import ConfigError
 
@@ -79,3 +83,35 @@ def auroc(positive: Float[np.ndarray, "p"], negative: Float[np.ndarray, "n"]) ->
     ordered = np.sort(negative)
     below, not_above = np.searchsorted(ordered, positive, "left"), np.searchsorted(ordered, positive, "right")
     return float((below + not_above).mean() / (2 * len(negative)))
+
+
+def interval(values: PyTree, summary: Callable[[PyTree], Any] | None = None) -> tuple[float, float]:
+    """A mean over episodes, and half the width of its 95 % interval, by the jackknife.
+
+    An episode at a time is left out; of a plain mean that gives 1.96 s / √n to the last digit.
+
+    Args:
+        values: `[episodes]`, or a tree of `[episodes, ...]` with a summary.
+        summary: means over the episodes -> scalar. Default: the mean itself.
+
+    Returns:
+        `(mean or its summary, half the width)`.
+
+    Example:
+        >>> import numpy as np
+        >>> from jmeta.metrics import interval
+        >>> interval(np.asarray([0.0, 1.0, 2.0]))[0]
+        1.0
+
+    Reference: Efron, Stein 1981, "The Jackknife Estimate of Variance".
+    """
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: np.asarray(x, np.float64), values))
+    n, means = len(leaves[0]), [x.mean(axis=0) for x in leaves]
+
+    def of(parts: list[Any]) -> float:
+        mean = jax.tree.unflatten(tree, parts)
+        return float(mean if summary is None else summary(mean))
+
+    without = [mean - (x - mean) / (n - 1) for x, mean in zip(leaves, means, strict=True)]
+    left = np.asarray([of([x[i] for x in without]) for i in range(n)])
+    return of(means), float(1.96 * np.sqrt((n - 1) / n * np.square(left - left.mean()).sum()))

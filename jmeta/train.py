@@ -22,7 +22,6 @@ from jmeta.losses import check_classes, targets_needed
 from jmeta.step import TrainState, draw, make_step, unfit
 
 Metrics = Mapping[str, Any]
-Metric = Callable[..., Any]
 
 
 def init(

@@ -148,6 +148,8 @@ def test_a_file_of_settings_lies_below_the_flags(place, capsys):
     main("train", "--config", "own.toml", "--steps", "3", "--no-report", "--out", "run")
     config = jmeta.load("run").config
     assert (config.inner_rate, config.steps, config.data) == (0.02, 3, "sinusoid")
+    main("train", "--config=own.toml", "--steps", "2", "--no-report", "--out", "equals")
+    assert jmeta.load("equals").config.inner_rate == 0.02
     (place / "bad.toml").write_text("steps = [")
     assert "cannot be read" in fails(capsys, "train", "--config", "bad.toml")
 
@@ -203,6 +205,14 @@ def test_the_best_checkpoint_is_what_is_used(sinusoid, place, capsys):
     assert jmeta.load(folder).best is None  # as runs of version 0.1 are
 
 
+def test_a_temperature_belongs_to_its_parameters(sinusoid, place):
+    folder = shutil.copytree(sinusoid / "0", place / "run")
+    step = int(jmeta.load(folder).used.step)
+    for stored, expected in (({"step": step, "temperature": 2.5}, 2.5), ({"step": step - 1, "temperature": 2.5}, None)):
+        (folder / "calibration.json").write_text(json.dumps(stored))
+        assert jmeta.load(folder).measured_temperature == expected
+
+
 def test_the_best_row_and_patience():
     config = settings.resolve("maml", "sinusoid", patience=2)
     rows = [{"step": i, "validation": v} for i, v in enumerate((3.0, 1.0, 2.0))]
@@ -221,6 +231,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_other_rates(sinusoid, place,
     run = jmeta.load("run")
     assert int(run.train_state.step) == 6 and run.config.outer_rate == 1e-4
     assert [row["step"] for row in run.history] == [1, 2, 3, 4, 5, 6]
+    assert "is at step 6 already" in fails(capsys, "train", "--resume", "--steps", "5", "--out", "run")
     config, words = on_resume(run.config, {"steps": 6, "outer_rate": 1e-4})
     assert config == run.config and words == []
 

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jmeta.cli.show import as_json, interval, number
+from jmeta.cli.show import as_json, interval
 from jmeta.errors import ConfigError
 from jmeta.runs import pictures
 from jmeta.runs.comparison import compare
@@ -66,10 +66,6 @@ def _print(run: Run, result: dict[str, object]) -> None:
     print(f"{config.data}: {', '.join(sizes)}")
     table = Table("run", f"{config.metric.__name__.replace('_', ' ')}, 95 % interval", f"less {next(iter(rows))}")
     for name, row in rows.items():
-        difference = (
-            f"{number(config, row['difference'])} ± {number(config, row['difference_ci95'])}"
-            if "difference" in row
-            else ""
-        )
+        difference = config.written(row["difference"], row["difference_ci95"]) if "difference" in row else ""
         table.add_row(name, interval(config, row), difference)
     Console().print(table)

@@ -25,14 +25,9 @@ def _finite(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def number(config: Config, value: float) -> str:
-    """A metric as it is read: accuracies in per cent."""
-    return f"{100 * value:.1f} %" if config.kind == "classification" else f"{value:.3f}"
-
-
 def interval(config: Config, result: Mapping[str, Any]) -> str:
     """A metric of `jmeta.evaluate` with half of its 95 % interval."""
-    return f"{number(config, result[config.metric.__name__])} ± {number(config, result['ci95'])}"
+    return config.written(result[config.metric.__name__], result["ci95"])
 
 
 def result_table(config: Config, result: Mapping[str, Any]) -> Table:

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jmeta.cli.show import as_json, interval, number, print_result, progress, result_table
+from jmeta.cli.show import as_json, interval, print_result, progress, result_table
 from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
 from jmeta.runs import settings
@@ -125,7 +125,7 @@ class Train:
     def run(self, signals: Signals) -> None:
         """Trains, evaluates and prints."""
         if self.print_config:
-            print(_toml(dataclasses.asdict(self._resolved())))
+            print(_toml(dataclasses.asdict(self._resolved()[0])))
             return
         for name in self.log:
             lookup(LOGGERS, name, "logger")
@@ -160,8 +160,8 @@ class Train:
                 given[name] = dict(_named(name, option) for option in options)
         return given
 
-    def _resolved(self, tell: bool = False) -> Config:
-        """The settings of a new run, or of the one to go on with; refuses to mix two runs in one folder."""
+    def _resolved(self) -> tuple[Config, list[str]]:
+        """The settings of a new run, or of one to go on with and what changes in it; never mixes two in one folder."""
         given, out = self._given(), self.out
         if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e6):
             raise ConfigError(f"--minutes is {self.minutes}; give a positive number, and no --steps beside it.")
@@ -172,9 +172,9 @@ class Train:
             )
             if out.exists() and others and not self.print_config:
                 raise CheckpointError(f"{out} exists and is no run of jmeta; choose another --out.")
-            return settings.resolve(**given)
+            return settings.resolve(**given), []
         if self.print_config:
-            return read_config(out) if self.resume else settings.resolve(**given)
+            return read_config(out) if self.resume else settings.resolve(**given), []
         if not self.resume:
             raise CheckpointError(f"{out} exists; add --resume to go on with it, or choose another --out.")
         stored = read_config(out)
@@ -192,16 +192,16 @@ class Train:
                     f"{out} was trained with --{flag} {there}, not {value}; leave the flag away to go on with it, or "
                     "choose another --out."
                 )
-        config, words = on_resume(stored, changed)
-        if words and tell:
-            print(f"going on with {', '.join(words)}", file=sys.stderr)
-        return config
+        return on_resume(stored, changed)
 
     def _one(self, signals: Signals) -> Mapping[str, Any] | None:
-        parts = parts_of(self._resolved())
+        parts = parts_of(self._resolved()[0])
         with only_writer(self.out):
             if (self.out / "config.json").exists():  # which another process may have written while this one waited
-                parts = resumed(self.out, parts._replace(config=self._resolved(tell=True)))
+                config, changes = self._resolved()
+                parts = resumed(self.out, parts._replace(config=config))
+                if changes:
+                    print(f"going on with {', '.join(changes)}", file=sys.stderr)
             elif self.minutes is not None:
                 steps = steps_within(parts, self.minutes)
                 parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
@@ -216,7 +216,7 @@ class Train:
 
                 def show(row: Mapping[str, Any]) -> None:
                     if "validation" in row:
-                        validations.append(f"validation {number(config, row['validation'])}")
+                        validations.append(f"validation {config.written(row['validation'])}")
                     note = "  ".join([f"loss {row['loss']:.3f}", *validations[-1:]])
                     bars.update(bar, completed=row["step"], note=note)
 
@@ -256,9 +256,11 @@ def with_file(arguments: Sequence[str]) -> list[str]:
         ConfigError: the file cannot be read.
     """
     arguments = list(arguments)
-    if "--config" not in arguments[:-1] or arguments[0] != "train":
+    named = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    named += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
+    if not named or arguments[0] != "train":
         return arguments
-    file = Path(arguments[arguments.index("--config") + 1]).expanduser()
+    file = Path(named[-1]).expanduser()
     try:
         stored = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

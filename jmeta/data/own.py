@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmeta.core import TaskSource
-from jmeta.data.episodes import Size, from_arrays
+from jmeta.data.episodes import Size, from_arrays, split_classes
 from jmeta.data.folders import read_images
 from jmeta.data.groups import from_groups
 from jmeta.data.text import TokenIds, hashed_text
@@ -127,9 +127,12 @@ def divide(names: Sequence[str], seed: int) -> Division:
             "two for each, or put them into folders train/, validation/ and test/."
         )
     held = max(2, min(5, len(names) // 3), round(len(names) / 5))  # five where they are there, for five ways
-    order = np.random.default_rng(seed).permutation(len(names))
-    parts = {"test": order[:held], "validation": order[held : 2 * held], "train": order[2 * held :]}
-    return {split: sorted(names[i] for i in parts[split]) for split in SPLITS}
+    return _parts(names, {"train": len(names) - 2 * held, "validation": held, "test": held}, seed)
+
+
+def _parts(names: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+    masks = split_classes(names, [size / len(names) for size in sizes.values()], seed)
+    return {split: sorted(np.asarray(names)[mask].tolist()) for split, mask in zip(sizes, masks, strict=True)}
 
 
 def _classes(
@@ -209,9 +212,8 @@ def _validating(division: Division, seed: int) -> Division:
             f"the training split has {len(train)} classes, of which two at least are needed for validation; give four "
             "or more, or a split of its own for validation."
         )
-    held = np.random.default_rng(seed).permutation(len(train))[: max(2, round(len(train) / 5))]
-    kept = [name for i, name in enumerate(train) if i not in set(held.tolist())]
-    return {"train": kept, "validation": sorted(train[i] for i in held), "test": division["test"]}
+    held = max(2, round(len(train) / 5))
+    return {**_parts(train, {"train": len(train) - held, "validation": held}, seed), "test": division["test"]}
 
 
 def _disjoint(path: Path, division: Division) -> None:

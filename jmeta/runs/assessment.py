@@ -41,7 +41,7 @@ def assess(run: Run, folder: Path, text: Callable[[Result], str]) -> Iterator[tu
     write_whole(folder / "result.json", text(result) + "\n")
     yield config.learner, result
     if config.kind == "classification":
-        write_temperature(folder, run.temperature)
+        write_temperature(folder, run)
     source = run.source("test")
     inputs = jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs
     if config.kind == "classification" and config.shots and inputs.ndim == 4:

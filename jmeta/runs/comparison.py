@@ -1,6 +1,6 @@
 """Runs beside each other, on the same episodes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 
 from jmeta.errors import ConfigError
 from jmeta.evaluate import per_episode
+from jmeta.metrics import interval
 from jmeta.runs.run import Run
 
 FIXED = ("data", "ways", "shots", "queries")  # what makes episodes the same
@@ -48,9 +49,9 @@ def compare(runs: Mapping[str, Run], *, split: str = "test", episodes: int = 600
     base = values[first[0]]
     rows: dict[str, dict[str, float]] = {}
     for name, value in values.items():
-        rows[name] = {metric.__name__: float(value.mean()), "ci95": _half(value)}
+        rows[name] = dict(zip((metric.__name__, "ci95"), interval(value), strict=True))
         if name != first[0]:
-            rows[name] |= {"difference": float((value - base).mean()), "difference_ci95": _half(value - base)}
+            rows[name] |= zip(("difference", "difference_ci95"), interval(value - base), strict=True)
     about = {name: value for name in FIXED if (value := getattr(first[1].config, name)) is not None}
     return {"metric": metric.__name__, "split": split, "episodes": episodes, "seed": seed, **about, "runs": rows}
 
@@ -67,8 +68,3 @@ def _values(run: Run, split: str, episodes: int, seed: int) -> np.ndarray:
         episodes=episodes,
     )
     return np.asarray(values[metric.__name__], np.float64)
-
-
-def _half(values: Sequence[float] | np.ndarray) -> float:
-    """Half the width of the 95 % interval of the mean."""
-    return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))

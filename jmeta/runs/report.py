@@ -62,8 +62,8 @@ def _table(runs: Mapping[str, tuple[Path, Run]], episodes: int) -> str:
         about = [*sizes, "transductive" if result["transductive"] else "not transductive", f"seed {run.config.seed}"]
         steps = result["test_inner_steps"]
         about += [] if steps is None else [f"{steps} inner step{'' if steps == 1 else 's'}"]
-        alone = _interval(run, result["alone"], result["alone_ci95"]) if "alone" in result else "the same"
-        value = _interval(run, result[result["metric"]], result["ci95"])
+        alone = run.config.written(result["alone"], result["alone_ci95"]) if "alone" in result else "the same"
+        value = run.config.written(result[result["metric"]], result["ci95"])
         rows.append([name, run.config.learner, value, alone, f"{run.config.data}: {', '.join(about)}"])
     text = f"<p><small>{episodes} unseen episodes each, 95 % interval over episodes.</small></p>"
     head = ["run", "learner", "result", "each query alone", "protocol"]
@@ -76,7 +76,7 @@ def _table(runs: Mapping[str, tuple[Path, Run]], episodes: int) -> str:
         head.insert(3, f"less {next(iter(runs))}")
         for row in rows:
             pair = pairs[row[0]]
-            between = _interval(first, pair["difference"], pair["difference_ci95"]) if "difference" in pair else ""
+            between = first.config.written(pair["difference"], pair["difference_ci95"]) if "difference" in pair else ""
             row.insert(3, between)
     return f"<section><h2>Results</h2>{_html_table(head, rows)}{text}</section>"
 
@@ -152,12 +152,6 @@ def _picture(image: Any) -> str:
 
 def _source(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _interval(run: Run, value: float, half: float) -> str:
-    if run.config.kind == "classification":
-        return f"{100 * value:.1f} ± {100 * half:.1f} %"
-    return f"{value:.3f} ± {half:.3f}"
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -80,12 +80,17 @@ class Run:
     @property
     def params(self) -> Params:
         """θ, of the best validation where there was one."""
-        return (self.best or self.train_state).params
+        return self.used.params
 
     @property
     def state(self) -> State:
         """The learner's state beside θ."""
-        return (self.best or self.train_state).state
+        return self.used.state
+
+    @property
+    def used(self) -> TrainState:
+        """What is evaluated and adapted: the best by validation where there was one, else the last."""
+        return self.best or self.train_state
 
     def source(self, split: str = "test", **sizes: int) -> TaskSource:
         """The tasks of a split, train, validation or test; `ways`, `shots`, `queries` instead of the run's."""
@@ -261,7 +266,8 @@ def load(folder: str | Path, *, checkpoint: str = BEST) -> Run:
     like = settings.like(config, settings.make_learner(config, source), source)
     has_best = checkpoint == BEST and latest_step(folder / BEST) is not None
     best = restore(folder / BEST, like) if has_best else None
-    return Run(config, restore(folder / LAST, like), read_rows(folder), best, shapes, _read_temperature(folder))
+    run = Run(config, restore(folder / LAST, like), read_rows(folder), best, shapes)
+    return dataclasses.replace(run, measured_temperature=_read_temperature(folder, int(run.used.step)))
 
 
 def write_settings(
@@ -274,14 +280,17 @@ def write_settings(
     write_whole(folder / "shapes.json", json.dumps({k: v for k, v in shapes.items() if v}, indent=2) + "\n")
 
 
-def write_temperature(folder: Path, temperature: float) -> None:
+def write_temperature(folder: Path, run: Run) -> None:
     """Keeps what was measured on validation tasks, so that the run answers without its data."""
-    write_whole(folder / "calibration.json", json.dumps({"temperature": temperature}) + "\n")
+    measured = {"step": int(run.used.step), "temperature": run.temperature}
+    write_whole(folder / "calibration.json", json.dumps(measured) + "\n")
 
 
-def _read_temperature(folder: Path) -> float | None:
+def _read_temperature(folder: Path, step: int) -> float | None:
+    """That of the parameters of a step; of others, as when the run went on, it says nothing."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads((folder / "calibration.json").read_text())["temperature"])
+        stored = json.loads((folder / "calibration.json").read_text())
+        return float(stored["temperature"]) if stored["step"] == step else None
     return None
 
 

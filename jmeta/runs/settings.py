@@ -107,6 +107,11 @@ class Config:
         """What is reported."""
         return METRICS[self.kind]
 
+    def written(self, value: float, half: float | None = None) -> str:
+        """A metric as it is read, accuracies in per cent, with half of its interval if that is given."""
+        text = f"{100 * value:.1f} %" if self.kind == "classification" else f"{value:.3f}"
+        return text if half is None else f"{text} ± {self.written(half)}"
+
     @property
     def entry(self) -> DataEntry:
         """The data, in the registry or of one's own."""

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import jax
 
 from jmeta.core import MetaLearner, TaskSource
-from jmeta.errors import NonFiniteError
+from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.loggers import Logger, Row
 from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
 from jmeta.runs.settings import Config
 from jmeta.runs.stopping import Signals
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit
 
-Row = Mapping[str, Any]
-Logger = Callable[[Row], None]
 CHECKS = 20  # validations of a run
 EPISODES = 100  # of each validation
 
@@ -68,10 +67,24 @@ def parts_of(config: Config) -> Parts:
 
 
 def resumed(folder: Path, parts: Parts) -> Parts:
-    """The same from the last checkpoint of a folder on, if it has one."""
+    """The same from the last checkpoint of a folder on, if it has one.
+
+    Args:
+        folder: of the run.
+        parts: of `parts_of`.
+
+    Returns:
+        The parts to go on with.
+
+    Raises:
+        ConfigError: the run is further than its steps shall be.
+    """
     if latest_step(folder / LAST) is None:
         return parts
-    return parts._replace(begin=restore(folder / LAST, parts.begin))
+    begin = restore(folder / LAST, parts.begin)
+    if int(begin.step) > parts.config.steps:
+        raise ConfigError(f"{folder} is at step {begin.step} already; give --steps of more, or another --out.")
+    return parts._replace(begin=begin)
 
 
 def train(
@@ -226,7 +239,7 @@ def on_resume(stored: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
 
     Args:
         stored: its settings.
-        given: `steps`, `patience`, `outer_rate`, `inner_rate`, `test_inner_steps`, those that were asked for.
+        given: `steps`, `patience`, `outer_rate`, `inner_rate`, `test_inner_steps`, as far as they are given anew.
 
     Returns:
         The settings to go on with, and what changed, in words.
