@@ -15,4 +15,4 @@ def test_notebook(notebook, monkeypatch):
     for name in ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
         monkeypatch.delenv(name, raising=False)  # as a user has it
     nodes = nbformat.read(notebook, as_version=4)
-    NotebookClient(nodes, timeout=600, resources={"metadata": {"path": notebook.parent}}).execute()
+    NotebookClient(nodes, timeout=1800, resources={"metadata": {"path": notebook.parent}}).execute()
