@@ -1,11 +1,12 @@
 """What a normalisation costs and brings, together and one query at a time: `python -m benchmarks.normalisation`.
 
-Every row trains one learner of the registry with its own settings and one network, three seeds in one program, and
-evaluates each on 640 unseen tasks of its data and of the other data. Rows that are stored are not measured again.
+Every row trains one learner of the registry with its own settings and one network from three seeds, and evaluates each
+on 640 unseen tasks of its data and of the other data. Seeds that are stored are not trained again.
 """
 
 import time
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +98,9 @@ ROWS = [
 ]
 
 
-def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[str, Any]:
-    """Accuracy of each seed after each number of steps, together and alone, on this data and on the other."""
+@lru_cache(maxsize=1)
+def trainer(row: Row, data: str, steps: int) -> tuple[Callable[[jax.Array], Any], jmeta.MetaLearner]:
+    """One compiled training, `key -> (parameters, state)`, and the learner that is tested."""
     options = dict(option.split("=") for option in row.network)
     norm = options.pop("norm", None)
     size = {"tasks": 4, "train_queries": 15} if LEARNERS[row.learner].defaults["tasks"] == 8 else {}
@@ -106,31 +108,31 @@ def measure(row: Row, data: str, lengths: tuple[int, ...], seeds: int) -> dict[s
     source = settings.make_source(config, "train")
     learner = settings.make_learner(config, source)
     tester = settings.make_learner(config, settings.make_source(config, "test"), inner_steps=config.test_inner_steps)
+    optimizer = LEARNERS[row.learner].optimizer(config.outer_rate, steps)
+    step = jmeta.make_step(learner, optimizer, source, tasks=config.tasks)
 
-    @partial(jax.jit, static_argnums=1, compiler_options=jmeta.compiler_options())
-    def train(keys: jax.Array, steps: int) -> Any:
-        def one(key: jax.Array) -> Any:
-            optimizer = LEARNERS[row.learner].optimizer(config.outer_rate, steps)
-            start = jmeta.init(key, learner, optimizer, source)
-            step = jmeta.make_step(learner, optimizer, source, tasks=config.tasks)
-            end, _ = jax.lax.scan(lambda carry, _: (step(carry, None)[0], None), start, length=steps)
-            return end.params, end.state
+    @partial(jax.jit, compiler_options=jmeta.compiler_options())
+    def train(key: jax.Array) -> Any:
+        start = jmeta.init(key, learner, optimizer, source)
+        end, _ = jax.lax.scan(lambda carry, _: (step(carry, None)[0], None), start, length=steps)
+        return end.params, end.state
 
-        return jax.vmap(one)(keys)
+    return train, tester
 
+
+def measure(row: Row, data: str, steps: int, seed: int) -> dict[str, Any]:
+    """What `jmeta.evaluate` says of one training, on its own data and on the other."""
+    train, tester = trainer(row, data, steps)
+    begin = time.monotonic()
+    params, state = jax.block_until_ready(train(jax.random.key(seed)))
     device = jax.devices()[0].device_kind
-    result: dict[str, Any] = {}
-    for steps in lengths:
-        begin = time.monotonic()
-        params, state = jax.block_until_ready(train(jax.random.split(jax.random.key(0), seeds), steps))
-        result[str(steps)] = {"seconds": time.monotonic() - begin, "device": cpu() if device == "cpu" else device}
-        for other in DATA:
-            test = settings.make_source(settings.resolve(row.learner, other, model=row.model), "test")
-            result[str(steps)][other] = []
-            for i in range(seeds):
-                θ, statistics = jax.tree.map(lambda x, i=i: x[i], (params, state))
-                tested = jmeta.evaluate(jax.random.key(1), tester, θ, statistics, test, episodes=EPISODES)
-                result[str(steps)][other].append(tested)
+    result: dict[str, Any] = {
+        "seconds": time.monotonic() - begin,
+        "device": cpu() if device == "cpu" else device,
+    }
+    for other in DATA:
+        test = settings.make_source(settings.resolve(row.learner, other, model=row.model), "test")
+        result[other] = jmeta.evaluate(jax.random.key(1), tester, params, state, test, episodes=EPISODES)
     return result
 
 
@@ -140,28 +142,36 @@ def summary(results: list[dict[str, Any]], name: str) -> str:
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
 
 
-def markdown(rows: dict[str, Any], data: str) -> str:
-    """A line for each row: together / alone where the two differ."""
+def name_of(row: Row, data: str, steps: int, seed: int) -> str:
+    """`glyphs, 1000 steps, seed 0: maml conv4 norm=layer`."""
+    return f"{data}, {steps} steps, seed {seed}: {row.name}"
+
+
+def markdown(rows: dict[str, Any], data: str, steps: tuple[int, ...], seeds: int) -> str:
+    """A line for each row of which all seeds are there: together / alone where the two differ."""
+    other = next(name for name in DATA if name != data)
     lines = []
     for row in ROWS:
-        stored = rows.get(f"{data}: {row.name}", {})
-        for steps, result in stored.items():
-            own, other = result[data], result[next(name for name in DATA if name != data)]
-            together, alone = summary(own, "accuracy"), summary(own, "alone")
-            norm = own[0]["transductive"]
-            cross = summary(other, "alone")
-            lines.append(
-                [
-                    row.learner,
-                    " ".join((row.model, *row.network)),
-                    steps,
-                    together,
-                    alone if norm else "the same",
-                    cross,
-                ]
-            )
+        for length in steps:
+            names = [name_of(row, data, length, seed) for seed in range(seeds)]
+            if all(name in rows for name in names):
+                results = [rows[name] for name in names]
+                own, crossed = ([result[name] for result in results] for name in (data, other))
+                alone = summary(own, "alone") if own[0]["transductive"] else "the same"
+                cells = [summary(own, "accuracy"), alone, summary(crossed, "alone")]
+                lines.append([row.learner, " ".join((row.model, *row.network)), str(length), *cells])
     header = ["learner", "network", "steps", "together", "one query at a time", "the other data, one at a time"]
     return markdown_table(header, lines)
+
+
+def trainings(only: str, steps: tuple[int, ...], seeds: int) -> Iterator[tuple[Row, str, int, int]]:
+    """What is trained, short before long."""
+    for length in steps:
+        for row in ROWS:
+            if row.name.startswith(only) and (row.long or length == steps[0]):
+                for data in DATA:
+                    for seed in range(seeds):
+                        yield row, data, length, seed
 
 
 def run(
@@ -171,18 +181,15 @@ def run(
 
     Args:
         only: rows whose name begins with it.
-        steps: meta-steps; the second number is for the rows that are trained for long.
+        steps: meta-steps; all but the first are for the rows that are trained for long.
         seeds: seeds of each row.
         file: where the results are kept.
     """
-    results = Results(file, {"steps": steps, "seeds": seeds, "episodes": EPISODES})
-    for row in ROWS:
-        for data in DATA:
-            if row.name.startswith(only):
-                lengths = steps if row.long else steps[:1]
-                results.get(f"{data}: {row.name}", partial(measure, row, data, lengths, seeds))
+    results = Results(file, {"episodes": EPISODES})
+    for training in trainings(only, steps, seeds):
+        results.get(name_of(*training), partial(measure, *training))
     for data in DATA:
-        print(f"\n{data}\n\n{markdown(results.rows, data)}")
+        print(f"\n{data}\n\n{markdown(results.rows, data, steps, seeds)}")
 
 
 if __name__ == "__main__":

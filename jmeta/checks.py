@@ -1,6 +1,5 @@
 """What is told before anything compiles: tasks, numbers, parameters and memory that do not fit."""
 
-import os
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from jmeta.compilation import memory
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, check_examples
 from jmeta.errors import ConfigError, ModelError
 from jmeta.step import TrainState
@@ -31,14 +31,6 @@ def check_memory(task: PyTree, tasks: int) -> None:
             f"{tasks} tasks at a time need {needed / 2**30:,.1f} GB for their examples alone, and this machine has "
             f"{there / 2**30:,.1f} GB; ask for fewer shots, queries or tasks, or give a task_chunk."
         )
-
-
-def memory() -> int | None:
-    """The bytes of the machine's memory, or None where it does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
 
 
 def check_state(

@@ -2,14 +2,18 @@
 
 import contextlib
 import dataclasses
+import os
 import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from jmeta.errors import ConfigError
 
 # Of XLA's newer library on CPU, its convolutions are left away: their weight gradients take up to twice as long as
 # those of the library that it replaces. Its reductions, which batch norm is made of, and small products are faster.
@@ -57,7 +61,10 @@ class Compiled:
         self._programs: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
-        return self.program(**static)(*arguments)
+        program = self.program(**static)
+        if not self._nested and not program._cache_size() and jax.default_backend() == "cpu":
+            _check_fits(program.lower(*arguments).compile())  # which the call then finds
+        return program(*arguments)
 
     def lower(self, *arguments: Any, **static: Any) -> Any:
         """As `jax.jit(...).lower`."""
@@ -82,6 +89,29 @@ class Compiled:
 
     def __len__(self) -> int:
         return len(self._programs)
+
+
+def _check_fits(program: Any) -> None:
+    """Raises `ConfigError` where a program takes more memory than there is; the system would kill the process."""
+    needs, there = program.memory_analysis(), memory()
+    if needs is None or there is None:
+        return
+    needed = needs.temp_size_in_bytes + needs.output_size_in_bytes
+    if needed > there:
+        raise ConfigError(
+            f"this needs {needed / 2**30:,.1f} GB while it runs, and this machine has {there / 2**30:,.1f} GB; ask for "
+            "fewer shots, queries, inner steps or tasks at a time, or give a task_chunk."
+        )
+
+
+def memory() -> int | None:
+    """The bytes of memory that the process can have, or None where the system does not tell."""
+    found: list[int] = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # "max" where a container has no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 @cache

@@ -318,3 +318,16 @@ def test_maml_on_sinusoids_starts_sane():
     learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1)), loss=jmeta.mean_squared_error)
     fitted = jmeta.fit(KEY, learner, jmeta.sinusoid(), steps=2, tasks=8, log_every=2)
     assert fitted.history[0]["loss"] < 10.0
+
+
+def test_a_program_that_takes_more_memory_than_there_is_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr("jmeta.compilation.memory", lambda: 2**20)
+    sentence = r"this needs [\d,.]+ GB while it runs, and this machine has 0.0 GB; ask for fewer shots, queries, inner"
+    wide = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1, hidden=(777, 777))), loss=jmeta.mean_squared_error)
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        fit(wide)
+    params, state = wide.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.evaluate(KEY, wide, params, state, SOURCE, episodes=4, metric=jmeta.mean_squared_error)
+    monkeypatch.undo()
+    assert np.isfinite(fit(wide).history[-1]["loss"])

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import json
 from itertools import product
 
 import jax
@@ -10,6 +11,7 @@ from jmeta.errors import lookup
 from jmeta.runs import settings
 from jmeta.runs.entries import DataEntry
 from jmeta.runs.registry import DATA, LEARNERS, MODELS
+from jmeta.runs.run import read_config
 
 
 def test_the_demo_is_maml_on_glyphs():
@@ -73,7 +75,7 @@ def test_a_resolved_config_resolves_to_itself(learner, data):
         ({"data": "sinusoid", "ways": 3}, "--ways has no meaning .* on sinusoid"),
         ({"ways": 3, "train_ways": 5}, "--train-ways must equal --ways"),
         *(
-            ({name: value}, f"--{name.replace('_', '-')} is {value}; give a positive number")
+            ({name: value}, f"--{name.replace('_', '-')} is {value}; give a (positive|whole) number")
             for name, value in [
                 *(("steps", 0), ("tasks", 0), ("inner_rate", -1.0), ("inner_rate", float("nan")), ("shots", 0)),
                 *(("outer_rate", 0.0), ("inner_steps", 0), ("test_inner_steps", -1), ("queries", 0), ("ways", -1)),
@@ -87,13 +89,55 @@ def test_a_resolved_config_resolves_to_itself(learner, data):
         ({"learner": "imaml", "options": {"proxmal": "2"}}, "there is no option of imaml 'proxmal'; did you mean"),
         ({"learner": "imaml", "options": {"proximal": "much"}}, "--options proximal=much is no float"),
         ({"learner": "transfer", "options": {"body": "2"}}, "--options body=2 is no bool"),
-        ({"seed": -1}, "--seed is -1; give a number from 0"),
+        ({"seed": -1}, "--seed is -1; give a whole number from 0"),
         ({"seed": 2**32}, "--seed is 4294967296"),
     ],
 )
 def test_bad_settings(flags, sentence):
     with pytest.raises(jmeta.ConfigError, match=sentence):
         settings.resolve(**flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("options", [1]),
+        ("network", {1: 2}),
+        ("steps", "400"),
+        ("steps", 400.5),
+        ("steps", True),
+        ("shots", 1e9),
+        ("shots", 10**9),
+        ("tasks", 10**9),
+        ("train_shots", [5, 1]),
+        ("train_shots", [1, 2, 3]),
+        ("inner_rate", float("inf")),
+        ("inner_rate", float("nan")),
+        ("outer_rate", "fast"),
+        ("distance", 3),
+        ("model", ["mlp"]),
+        ("norm", {}),
+        ("own", "no"),
+        ("seed", 0.5),
+        ("patience", -1),
+        ("version", "2"),
+    ],
+)
+def test_a_setting_of_another_type_or_range_is_named_wherever_it_comes_from(name, value, tmp_path):
+    sentence = rf"--{name.replace('_', '-')} is .*; give "
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        settings.resolve("maml", "glyphs", **{name: value})
+    stored = {**dataclasses.asdict(settings.resolve("maml", "glyphs")), name: value}
+    (tmp_path / "config.json").write_text(json.dumps({**stored, name: []} if name == "network" else stored))
+    with pytest.raises(jmeta.CheckpointError, match=sentence):
+        read_config(tmp_path)
+
+
+def test_settings_that_are_no_table_are_damaged(tmp_path):
+    for text in ("[" * 100_000, "[]", "7", "null", "{", '{"learner": "maml"}', "\x00"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(jmeta.CheckpointError, match=r"config.json is damaged or of another version"):
+            read_config(tmp_path)
 
 
 @pytest.mark.parametrize("data", ["glyphs", "sinusoid"])

@@ -13,8 +13,8 @@ from jmeta.cli.show import as_json, interval
 from jmeta.errors import ConfigError
 from jmeta.runs import pictures
 from jmeta.runs.comparison import compare
+from jmeta.runs.ranges import check_values
 from jmeta.runs.run import Run, load
-from jmeta.runs.settings import check_seed
 from jmeta.runs.stopping import Signals
 
 
@@ -39,7 +39,7 @@ class Compare:
 
     def run(self, signals: Signals) -> None:
         """Prints the table."""
-        check_seed(self.seed)
+        check_values({"seed": self.seed})
         runs = {name: load(folder, checkpoint=self.checkpoint) for name, folder in named(self.folders).items()}
         result = compare(runs, split=self.split, episodes=self.episodes, seed=self.seed)
         if self.plot is not None:

@@ -10,9 +10,9 @@ import tyro
 from jmeta.cli.show import as_json, interval, print_result, result_table
 from jmeta.runs import pictures
 from jmeta.runs.assessment import UPDATES, draw_trajectories
+from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import LEARNERS
 from jmeta.runs.run import load
-from jmeta.runs.settings import check_seed
 from jmeta.runs.stopping import Signals
 
 _OtherInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the run)")]
@@ -47,7 +47,7 @@ class Evaluate:
 
     def run(self, signals: Signals) -> None:
         """Prints the result."""
-        check_seed(self.seed)
+        check_values({"seed": self.seed})
         run = load(self.folder, checkpoint=self.checkpoint)
         if self.data is not None:
             run = run.on(self.data)

@@ -26,8 +26,8 @@ from jmeta.models.adapters import linen
 from jmeta.models.networks import Conv4
 from jmeta.runs import pictures
 from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import DATA
-from jmeta.runs.settings import check_seed
 from jmeta.runs.stopping import LOCK, Signals, only_writer
 from jmeta.search.architecture import darts, genotype, genotype_of, random_genotype, search_tasks
 from jmeta.search.cells import CellNetwork, Genotype
@@ -119,7 +119,7 @@ def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(flags: Search) -> dict[str, Any]:
     lookup(DATA, flags.data, "data set")
-    check_seed(flags.seed)
+    check_values({"seed": flags.seed})
     for name in ("steps", "retrain_steps", "nodes", "features", "ways"):
         if getattr(flags, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give a positive number.")

@@ -1,5 +1,6 @@
 """Images in folders, one sub-folder a class."""
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+_MOST_PIXELS = 2**26  # 8192 x 8192, 200 MB as colours; a file of a few kB may claim more
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # hold no classes
 
 
@@ -150,7 +152,8 @@ def read_images(
 
     Raises:
         DataError: the folder is missing, empty or holds both images and sub-folders, a class holds no image, a file
-            cannot be read as an image, or images of several sizes without a `size`.
+            cannot be read as an image or claims more than 8192 x 8192 pixels, a link leads out of the folder, or images
+            of several sizes without a `size`.
 
     Example:
         >>> import numpy as np, tempfile
@@ -177,7 +180,7 @@ def read_images(
         raise DataError(f"{folder} holds no images; give a folder of images or of sub-folders, one a class.")
     labels = [-1] * len(files)
     for label, path in enumerate(classes):
-        inside = _entries(path)[1]
+        inside = _entries(path, folder)[1]
         if not inside and not empty_classes:
             raise DataError(f"class folder {path} holds no images ({', '.join(SUFFIXES)}); add some or remove it.")
         files += inside
@@ -200,12 +203,16 @@ def read_images(
     )
 
 
-def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The sub-folders and the image files of a folder, both sorted by name."""
+def _entries(folder: Path, root: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """The sub-folders and the image files of a folder, both sorted by name; none of them leads out of the root."""
     if not folder.is_dir():
         raise DataError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}; give a folder of images.")
     shown = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name not in _OF_SYSTEMS)
     files = [path for path in shown if path.suffix.lower() in SUFFIXES and path.is_file()]
+    inside = (root or folder).resolve()
+    for path in shown:
+        if path.is_symlink() and path.exists() and not path.resolve().is_relative_to(inside):
+            raise DataError(f"{path} is a link to {path.resolve()}, out of {root or folder}; put a copy there instead.")
     return [path for path in shown if path.is_dir()], files
 
 
@@ -213,7 +220,15 @@ def _read(file: Path, shape: tuple[int, int] | None, channels: int | None) -> np
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told below, with what to do
+            opened = Image.open(file)
+        with opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise DataError(
+                    f"{file} claims {opened.width} x {opened.height} pixels, more than are read ({_MOST_PIXELS:,}); "
+                    "make it smaller or remove it."
+                )
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -224,6 +239,8 @@ def _read(file: Path, shape: tuple[int, int] | None, channels: int | None) -> np
             image = image.convert("L" if grey else "RGB")
             if shape is not None:
                 image = image.resize(shape[::-1], Image.Resampling.LANCZOS)
+    except DataError:
+        raise
     except Exception as error:  # the decoders of Pillow raise nearly anything on a damaged file
         raise DataError(f"{file} cannot be read as an image ({error}); repair or remove it.") from error
     return np.asarray(image).reshape(image.height, image.width, 1 if grey else 3)

@@ -21,6 +21,7 @@ from jmeta.files import write_whole
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.own import data_entry
+from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import DATA
 from jmeta.runs.settings import Config
 from jmeta.runs.shapes import from_json, to_json
@@ -306,14 +307,16 @@ def read_shapes(folder: Path) -> Mapping[str, Task]:
 def read_config(run: Path) -> Config:
     """The settings of a run folder; those of a run before version 0.2 with the network that it had."""
     try:
-        stored = Config(**_today(json.loads((run / "config.json").read_text())))
+        found = _today(json.loads((run / "config.json").read_text()))
+        check_values(found)
+        stored = Config(**found)
         # a run on data of one's own is used without them
         return stored if stored.own else settings.resolve(**dataclasses.asdict(stored))
     except FileNotFoundError:
         raise CheckpointError(
             f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
         ) from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError, AttributeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CheckpointError(
             f"{run}/config.json is damaged or of another version of jmeta ({reason}); train anew, or name another run."

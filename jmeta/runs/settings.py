@@ -21,6 +21,7 @@ from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
 from jmeta.models.networks import Norm
 from jmeta.runs.entries import LOSSES, METRICS, DataEntry
 from jmeta.runs.own import data_entry, model_entry
+from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import DATA, LEARNERS
 from jmeta.step import TrainState
 from jmeta.train import init
@@ -47,6 +48,7 @@ INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] 
 }
 VERSION = 2  # of the settings that a run folder holds; what changes a number of an old run changes this one
 OWN = ("split_seed", "size", "channels", "group", "target")
+_MAY_BE_0 = ("shots", "train_shots", "inner_steps", "test_inner_steps")  # with descriptions; of a policy that acts
 DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
 
 # a setting has a meaning where learner, model or data take an argument of this name
@@ -140,6 +142,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     """
     learner, data = learner or "maml", data or "glyphs"
     given = {name: value for name, value in flags.items() if value is not None}
+    check_values({"learner": learner, "data": data, **given})
     own = {**_asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
     if is_path(data) and data not in DATA:
         data = str(Path(data).expanduser().absolute())
@@ -192,14 +195,8 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         kind = "an environment" if acting else "no environment"
         raise ConfigError(f"{data} is {kind}, which {learner} cannot learn from; use {' or '.join(fits)}.")
     settings["descriptions"] = _descriptions(learner, source, data, settings.get("descriptions"))
-    for name, value in settings.items():
-        if name in ("shots", "train_shots") and value == 0 and settings["descriptions"] is not None:
-            continue
-        # a policy that acts without any update is a policy too
-        least = 0 if chosen.acts and name in ("inner_steps", "test_inner_steps") else 1e-30
-        if isinstance(value, int | float) and name != "seed" and not value >= least:
-            raise ConfigError(f"{_flag(name)} is {value}; give a positive number.")
-    check_seed(settings["seed"])
+    none = {"shots", "train_shots"} if settings["descriptions"] is not None else set()
+    check_values(settings, least={name: 0 if name in none or chosen.acts else 1 for name in _MAY_BE_0})
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
         raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
     return Config(learner=learner, data=data, **settings)
@@ -265,12 +262,6 @@ def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[s
         if not isinstance(options[name], wanted) or (wanted == int | float and not is_number):
             raise ConfigError(f"--{flag} {name}={value} is no {type(default).__name__}; the default is {default}.")
     return options
-
-
-def check_seed(seed: int) -> None:
-    """Raises `ConfigError` unless a key can be made from the seed."""
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed is {seed}; give a number from 0 to {2**32 - 1}.")
 
 
 def make_learner(config: Config, source: TaskSource | Task, *, inner_steps: int | None = None) -> MetaLearner:

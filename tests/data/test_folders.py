@@ -232,3 +232,27 @@ def test_batches_of_all_classes_from_a_folder(animals):
 def test_refuses_impossible_sizes(tmp_path, options):
     with pytest.raises(DataError, match="cannot be made; give a size of at least 1"):
         read_images(tmp_path, **options)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_small_file_that_claims_a_huge_picture_is_not_decoded(tmp_path, side):
+    file = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(file)
+    with pytest.raises(
+        DataError, match=r"bomb.png (claims 10000 x 10000 pixels|cannot be read as an image).*remove it"
+    ):
+        read_images(tmp_path, size=28)
+
+
+def test_links_are_followed_inside_a_folder_and_not_out_of_it(animals, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    secret = save(elsewhere / "class" / "secret.png", grey(9))
+    (animals / "ant" / "link.png").symlink_to(animals / "cat" / "0.png")
+    assert len(read_images(animals).files) == 13
+    (animals / "ant" / "out.png").symlink_to(secret)
+    with pytest.raises(DataError, match=r"ant/out.png is a link to .*secret.png, out of .*; put a copy there instead"):
+        read_images(animals)
+    (animals / "ant" / "out.png").unlink()
+    (animals / "dog").symlink_to(secret.parent)
+    with pytest.raises(DataError, match=r"dog is a link to .*class, out of .*; put a copy"):
+        from_folder(animals, ways=2, shots=1, queries=1)
