@@ -1,7 +1,8 @@
 """The inner problem: what a learner minimises on the support of one task."""
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, measured, outputs_of
 from jmeta.errors import ConfigError, ModelError
 from jmeta.losses import softmax_cross_entropy
-from jmeta.tree import combine, everything, partition
+from jmeta.tree import combine, everything, partition, path_name
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
 
@@ -90,6 +91,7 @@ def with_statistics(problem: InnerProblem, solve: Solve) -> Solve:
         hyper: PyTree = (),
         optimiser_state: PyTree = None,
     ) -> Adapted:
+        _tell_slow_convolutions(problem, key, params, state, support)
         adapted = solve(key, params, state, support, hyper, optimiser_state)
         if not has_statistics(adapted.state, "task_stats"):
             return adapted
@@ -98,6 +100,49 @@ def with_statistics(problem: InnerProblem, solve: Solve) -> Solve:
         return adapted._replace(state=combine(statistics, adapted.state))
 
     return solve_and_look_again
+
+
+def _tell_slow_convolutions(
+    problem: InnerProblem, key: Key[Array, ""], params: Params, state: State, support: PyTree
+) -> None:
+    """Warns of convolutions with kernels of each task that JAX makes into grouped ones, which XLA runs slowly."""
+    leaves = jax.tree.leaves_with_path(params)
+    kernels = {tuple(sorted(x.shape)) for path, x in leaves if x.ndim >= 3 and problem.adaptable(path_name(path))}
+    if not kernels:
+        return
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (key, params, state, support))
+    flat, tree = jax.tree.flatten(arguments)
+    loss: Any = problem.loss
+    if _has_slow_convolution(loss, tree, tuple(flat), frozenset(kernels)):
+        warnings.warn(
+            "the inner loop adapts convolutions that are many times slower with kernels of each task than jmeta.Conv; "
+            "take jmeta.Conv, or nn.Conv or nnx.Conv of Flax, which become it.",
+            stacklevel=2,
+        )
+
+
+@lru_cache(maxsize=256)
+def _has_slow_convolution(
+    loss: InnerLoss, tree: Any, flat: tuple[Any, ...], kernels: frozenset[tuple[int, ...]]
+) -> bool:
+    try:
+        jaxpr = jax.make_jaxpr(loss)(*jax.tree.unflatten(tree, flat))
+    except Exception:  # a loss that cannot be traced says so where it is used
+        return False
+    return any(
+        equation.primitive is jax.lax.conv_general_dilated_p and tuple(sorted(equation.invars[1].aval.shape)) in kernels
+        for equation in _equations(jaxpr.jaxpr)
+    )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inside = getattr(value, "jaxpr", value)
+            if hasattr(inside, "eqns"):
+                yield from _equations(inside)
 
 
 def descend(

@@ -44,7 +44,9 @@ def report(runs: Mapping[str, tuple[Path, Run]], *, episodes: int = 600) -> str:
     Returns:
         The page.
     """
-    parts = [_table(runs, episodes), *(_section(name, folder, run) for name, (folder, run) in runs.items())]
+    results = {name: _measured(run, episodes) for name, (_, run) in runs.items()}
+    parts = [_table(runs, results, episodes)]
+    parts += [_section(name, folder, run, results[name]) for name, (folder, run) in runs.items()]
     title = html.escape(", ".join(runs))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
@@ -53,11 +55,18 @@ def report(runs: Mapping[str, tuple[Path, Run]], *, episodes: int = 600) -> str:
     )
 
 
-def _table(runs: Mapping[str, tuple[Path, Run]], episodes: int) -> str:
+def _measured(run: Run, episodes: int) -> dict[str, Any]:
+    """Its result, with the answers by class where the data tell the classes."""
+    query = settings.shapes_of(run.source("test")).query
+    told = isinstance(query, Examples) and not isinstance(query.classes, tuple) and not isinstance(query.rows, tuple)
+    return run.evaluate(episodes=episodes, details=run.config.kind == "classification" and told)
+
+
+def _table(runs: Mapping[str, tuple[Path, Run]], results: Mapping[str, Mapping[str, Any]], episodes: int) -> str:
     """Results with their protocol; with that of pairs where the runs have the same episodes."""
     rows = []
     for name, (_, run) in runs.items():
-        result = run.evaluate(episodes=episodes)
+        result = results[name]
         sizes = [f"{result[key]} {key}" for key in ("ways", "shots", "queries") if key in result]
         about = [*sizes, "transductive" if result["transductive"] else "not transductive", f"seed {run.config.seed}"]
         steps = result["test_inner_steps"]
@@ -81,7 +90,7 @@ def _table(runs: Mapping[str, tuple[Path, Run]], episodes: int) -> str:
     return f"<section><h2>Results</h2>{_html_table(head, rows)}{text}</section>"
 
 
-def _section(name: str, folder: Path, run: Run) -> str:
+def _section(name: str, folder: Path, run: Run, result: Mapping[str, Any]) -> str:
     images = "".join(
         f'<p><img alt="{alt}" src="{_source((folder / file).read_bytes())}"></p>'
         for file, alt in (
@@ -97,21 +106,42 @@ def _section(name: str, folder: Path, run: Run) -> str:
         config |= {"inner_rate": run.config.inner_rate, "inner_steps": run.config.inner_steps}
     written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
     table = _html_table(["setting", "value"], [[key.replace("_", " "), value] for key, value in written.items()])
-    return f"<section><h2>{html.escape(name)}</h2>{table}{images}{_episodes(run)}</section>"
+    return f"<section><h2>{html.escape(name)}</h2>{table}{images}{_confusion(run, result)}{_episodes(run)}</section>"
+
+
+_MATRIX = 15  # classes, of which a table of all against all is read at a glance
+
+
+def _confusion(run: Run, result: Mapping[str, Any]) -> str:
+    """Which classes were taken for which others: all of a few classes, of many those most often."""
+    if "details" not in result:
+        return ""
+    counts = np.asarray(result["details"]["confusion"])
+    told = run.source("test").names
+    names = told if len(told) == len(counts) else tuple(str(k) for k in range(len(counts)))
+    if len(counts) <= _MATRIX:
+        rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
+        text = _html_table(["class, answered as", *names], rows).replace("<table>", '<table class="matrix">')
+        return f"<h3>Confusion</h3>{text}"
+    asked = counts.sum(1)
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    pairs = [np.unravel_index(i, counts.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:10]]
+    rows = [[names[a], names[b], f"{wrong[a, b]} of {asked[a]}"] for a, b in pairs if wrong[a, b]]
+    return f"<h3>Most often confused</h3>{_html_table(['class', 'answered as', 'queries'], rows)}" if rows else ""
 
 
 def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
     """Some episodes of images, with the answers."""
     if run.config.kind != "classification":
         return ""
-    source, learner = run.source("test"), run.learner
+    source, learner, temperature = run.source("test"), run.learner, run.temperature
 
     @jax.jit
     def answered(key: jax.Array) -> Any:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = source.sample(sample_key, source.data)
         adapted = learner.adapt(adapt_key, run.params, run.state, task.support)
-        return task, jax.nn.softmax(learner.predict(predict_key, adapted, task.query.inputs), axis=1)
+        return task, jax.nn.softmax(learner.predict(predict_key, adapted, task.query.inputs) / temperature, axis=1)
 
     text = []
     for i in range(count):

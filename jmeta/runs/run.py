@@ -140,7 +140,14 @@ class Run:
         return Run(config, fitted.train_state, rows)
 
     def evaluate(
-        self, split: str = "test", *, episodes: int = 600, seed: int = 1, inner_steps: int | None = None, **sizes: int
+        self,
+        split: str = "test",
+        *,
+        episodes: int = 600,
+        seed: int = 1,
+        inner_steps: int | None = None,
+        details: bool = False,
+        **sizes: int,
     ) -> dict[str, Any]:
         """Adapts to unseen tasks and measures the answers.
 
@@ -149,6 +156,7 @@ class Run:
             episodes: number of tasks.
             seed: the same seed gives the same tasks.
             inner_steps: instead of the run's.
+            details: whether the result has `"details"`: confusion matrix, accuracy by class, the rows that were wrong.
             sizes: `ways`, `shots`, `queries` instead of the run's.
 
         Returns:
@@ -158,7 +166,9 @@ class Run:
         steps = self.config.test_inner_steps if inner_steps is None else inner_steps
         metric = self.config.metric
         key, learner = jax.random.key(seed), self.learner_for(source, steps)
-        result = evaluate(key, learner, self.params, self.state, source, episodes=episodes, metric=metric)
+        result = evaluate(
+            key, learner, self.params, self.state, source, episodes=episodes, metric=metric, details=details
+        )
         about = {**settings.protocol(self.config), "test_inner_steps": steps, "seed": seed}
         return {"split": split, "metric": metric.__name__, **result, **about}
 

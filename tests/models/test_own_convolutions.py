@@ -68,6 +68,7 @@ def meta_gradient(model):
     return jax.jit(lambda params: jax.value_and_grad(lambda p: learner.objective(KEY, p, {}, tasks)[0])(params))
 
 
+@pytest.mark.filterwarnings("ignore:the inner loop adapts convolutions")  # of the plain layer
 @pytest.mark.parametrize("library", PAIRS)
 def test_a_users_convolution_gives_the_meta_gradient_of_the_plain_layer_without_grouped_ones(library, float64):
     ours, plain = (make() for make in PAIRS[library])
@@ -121,3 +122,29 @@ def test_the_users_module_is_not_changed():
     assert made[-1].layer.conv_general_dilated is jax.lax.conv_general_dilated
     call = str(jax.make_jaxpr(lambda p: model.apply(KEY, p, state, jnp.ones((2, 5, 5, 2)), train=False)[0])(params))
     assert "conv_general_dilated" in call  # an argument that ours does not know
+
+
+class Transposed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.ConvTranspose(3, (3, 3))(x).reshape(len(x), -1))
+
+
+def haiku_net(x):
+    import haiku as hk
+
+    return hk.Linear(2)(hk.Flatten()(hk.Conv2D(3, 3)(x)))
+
+
+@pytest.mark.parametrize("make", [lambda: jmeta.linen(Transposed()), lambda: jmeta.haiku(haiku_net)])
+def test_a_convolution_that_stays_slow_is_told_where_it_is_adapted_and_only_there(make):
+    images = np.random.default_rng(0).normal(size=(40, 6, 5, 2)).astype(np.float32)
+    source = jmeta.from_arrays(images, np.arange(40) // 10, ways=2, shots=1, queries=2)
+    model = make()
+    with pytest.warns(
+        UserWarning, match=r"adapts convolutions that are many times slower .* take jmeta.Conv, or nn.Conv"
+    ):
+        jmeta.fit(KEY, jmeta.maml(model), source, steps=1, tasks=2)
+    head = jmeta.maml(model, adaptable=lambda path: path.startswith(("Dense", "linear")))
+    jmeta.fit(KEY, head, source, steps=1, tasks=2)
+    jmeta.fit(KEY, jmeta.prototypical(model), source, steps=1, tasks=2)
