@@ -1,7 +1,7 @@
 """What descriptions add to few shots, and that they never hurt: `python -m benchmarks.side_information`.
 
 Three data sets: characters with attributes, utterances with the names of their intents, and arrays whose class names
-say nothing. Each learner has the same network, steps and seed, one model for 0 to 5 shots, and is tested on unseen
+say nothing. Each learner has the same network, steps and seeds, one model for 0 to 5 shots, and is tested on unseen
 classes, late fusion also with all descriptions taken away.
 """
 
@@ -19,7 +19,7 @@ import tyro
 from flax import linen as nn
 
 import jmeta
-from benchmarks.results import RESULTS, Results, machine_line, markdown_table, percent
+from benchmarks.results import RESULTS, Results, machine_line, markdown_table
 from jmeta.data.clinc150 import WIDTH, load_clinc150
 from jmeta.data.episodes import Size
 
@@ -135,16 +135,33 @@ def part_of(source: jmeta.TaskSource) -> Callable[[jax.Array, Any], jmeta.Task]:
     return sample
 
 
-def markdown(rows: dict[str, Any]) -> str:
+def accuracies(rows: dict[str, Any], data: str, column: str, seeds: int) -> dict[str, list[float]]:
+    """Of each number of shots, those of the seeds."""
+    found = [rows[name_of(data, column.split(",")[0], seed)] for seed in range(seeds)]
+    results = [row["without" if column == WITHOUT else "shots"] for row in found]
+    return {k: [result[k]["accuracy"] for result in results] for k in results[0]}
+
+
+def name_of(data: str, learner: str, seed: int) -> str:
+    """`glyphs, attributes: late_fusion, seed 0`."""
+    return f"{data}: {learner}, seed {seed}"
+
+
+def markdown(rows: dict[str, Any], seeds: int) -> str:
     """A line for each data set and number of shots."""
 
     def cell(data: str, column: str, k: int) -> str:
-        row = rows[f"{data}: {column.split(',')[0]}"]
-        results = row["without" if column == WITHOUT else "shots"]
-        return percent(results[str(k)]) if str(k) in results else "–"
+        values = accuracies(rows, data, column, seeds).get(str(k))
+        if values is None:
+            return "–"
+        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if seeds > 1 else ""
+        return f"{100 * np.mean(values):.1f}{spread}"
 
     lines = [[data, str(k), *(cell(data, column, k) for column in COLUMNS)] for data in DATA for k in SHOTS]
-    worth = [f"{rows[f'{data}: late_fusion']['worth']:.2f} ({data})" for data in DATA]
+    worths = {
+        data: np.mean([rows[name_of(data, "late_fusion", seed)]["worth"] for seed in range(seeds)]) for data in DATA
+    }
+    worth = [f"{value:.2f} ({data})" for data, value in worths.items()]
     text = f"\nWhat late fusion found a description to be worth, in shots: {', '.join(worth)}.\n"
     return (
         machine_line("python -m benchmarks.side_information")
@@ -153,18 +170,16 @@ def markdown(rows: dict[str, Any]) -> str:
     )
 
 
-def picture(file: Path, rows: dict[str, Any]) -> None:
+def picture(file: Path, rows: dict[str, Any], seeds: int) -> None:
     """Accuracy against shots, a panel a data set, a line a learner."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, data in zip(figure.subplots(1, len(DATA)), DATA, strict=True):
         for column, style in zip(COLUMNS, ("o-", "o:", "s--", "^", "x-."), strict=True):
-            row = rows[f"{data}: {column.split(',')[0]}"]
-            results = row["without" if column == WITHOUT else "shots"]
-            values = [results[k]["accuracy"] for k in results]
-            errors = [results[k]["ci95"] for k in results]
-            axes.errorbar([int(k) for k in results], values, errors, fmt=style, label=column, capsize=3)
+            found = accuracies(rows, data, column, seeds)
+            means, errors = ([measure(values) for values in found.values()] for measure in (np.mean, np.std))
+            axes.errorbar([int(k) for k in found], means, errors, fmt=style, label=column, capsize=3)
         axes.set(xlabel="shots", title=data)
         axes.set_xticks(SHOTS)
         axes.yaxis.set_major_formatter("{x:.0%}")
@@ -174,21 +189,22 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = RESULTS / "side_information.json") -> None:
+def main(quick: bool = False, seeds: int = 3, out: Path = RESULTS / "side_information.json") -> None:
     """Trains and tests all learners on all data sets, prints the table and stores it with a picture.
 
     Args:
         quick: ten steps and ten episodes, to see that everything runs.
-        seed: of training; tests draw from the next one.
+        seeds: of training; tests draw from the next one.
         out: where the numbers go; table and picture go beside them.
     """
-    results = Results(out, {"quick": quick, "seed": seed})
-    for data in DATA:
-        for name in LEARNERS:
-            results.get(f"{data}: {name}", partial(curve, data, name, quick, seed))
-    out.with_suffix(".md").write_text(markdown(results.rows))
-    picture(out.with_suffix(".png"), results.rows)
-    print(markdown(results.rows))
+    results = Results(out, {"quick": quick})
+    for seed in range(seeds):
+        for data in DATA:
+            for name in LEARNERS:
+                results.get(name_of(data, name, seed), partial(curve, data, name, quick, seed))
+    out.with_suffix(".md").write_text(markdown(results.rows, seeds))
+    picture(out.with_suffix(".png"), results.rows, seeds)
+    print(markdown(results.rows, seeds))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,7 @@ class Evidence(NamedTuple):
 
     Args:
         images: `[queries, ways]`, distances to the means of the shots.
-        descriptions: `[queries, ways]`, distances to what the reader of all descriptions makes of one.
-        readers: `[folds + 1, queries, ways]`, distances to what each reader makes of it, that of all last.
+        readers: `[folds + 1, queries, ways]`, distances to what each reader makes of a description, that of all last.
         shots: `[ways]`.
         told: `[ways]`, which classes have a description.
         fold: `[ways]`, which reader does not learn the description.
@@ -32,7 +31,6 @@ class Evidence(NamedTuple):
     """
 
     images: Float[Array, "queries ways"]
-    descriptions: Float[Array, "queries ways"]
     readers: Float[Array, "folds queries ways"]
     shots: Float[Array, "ways"]
     told: Bool[Array, "ways"]
@@ -45,24 +43,26 @@ def late_fusion(
 ) -> MetaLearner:
     """Distances to images and to descriptions, fused: a description is worth β shots, and β is cross-fitted.
 
-    With cₖ the mean of f_θ(x) over the Kₖ shots x of class k, and wₖ = g(description of class k),
+    With z = f_θ(x), cₖ the mean of z over the Kₖ shots of class k, and eₖ(x) the mean over the readers g of
+    d(A z, g(description of class k)),
 
-        dₖ(x) = (Kₖ d(f_θ(x), cₖ) + β (d(f_θ(x), wₖ) − δ(x))) / (Kₖ + β), p(y = k | x) = softmaxₖ(−dₖ(x)),
+        dₖ(x) = (Kₖ d(z, cₖ) + β (eₖ(x) − δ(x))) / (Kₖ + β), p(y = k | x) = softmaxₖ(−dₖ(x)),
 
-    where δ(x) is the mean of d(f_θ(x), wₖ) − d(f_θ(x), cₖ) over the classes that have both, so that classes of few,
-    many and no shots are compared on one scale. Without a shot this is zero-shot learning, without a description a
-    prototypical network.
+    where δ(x) is the mean of eₖ(x) − d(z, cₖ) over the classes that have both, so that classes of few, many and no
+    shots are compared on one scale. Without a shot this is zero-shot learning, without a description a prototypical
+    network.
 
     Fused are distances, not prototypes: ‖z − (λc + (1−λ)w)‖² = λ‖z − c‖² + (1−λ)‖z − w‖² − λ(1−λ)‖c − w‖², so that a
     mixture of prototypes draws queries to the classes whose images and description disagree.
 
-    In training a class's description is known by heart, which says nothing about that of a new class. So beside g,
-    which learns all descriptions, each gⱼ learns those of all classes but fold j, by which β alone is learned, as in
-    stacking; the fold of a class is a hash of its description. If descriptions say nothing about the images of new
+    In training a class's description is known by heart, which says nothing about that of a new class. So beside one g,
+    which learns all descriptions, each other gⱼ learns those of all classes but fold j, by which β alone is learned, as
+    in stacking; the fold of a class is a hash of its description. If descriptions say nothing about the images of new
     classes, β falls to 0.
 
-    The objective is a sum of cross entropies: of the images alone, of the descriptions alone by g, the same by each gⱼ,
-    whose gradient does not reach f, and of the fused distances, standardised, whose gradient reaches β alone.
+    The objective is a sum of cross entropies: of the images alone, of the descriptions alone by each g, and of the
+    fused distances, standardised, whose gradient reaches β alone. Descriptions teach f as much as they are worth: their
+    gradient reaches it times β.
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width.
@@ -94,14 +94,16 @@ def late_fusion(
         raise ConfigError(f"folds is {folds}; give at least 2, so that each description is new to one reader.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        model_key, reader_key = jax.random.split(key)
+        model_key, reader_key, map_key = jax.random.split(key, 3)
         params, state = model.init(model_key, task.query.inputs)
         z, _ = jax.eval_shape(lambda: model.apply(key, params, state, task.query.inputs, train=False))
         readers, reader_state = jax.vmap(lambda key: init_reader(describe, key, task.support, z.shape[-1]))(
             jax.random.split(reader_key, folds + 1)
         )
+        linear = jax.nn.initializers.orthogonal()(map_key, 2 * z.shape[-1:], z.dtype)
         worth = jnp.zeros((), z.dtype)
-        return {"model": params, "readers": readers, "worth": worth}, {"model": state, "readers": reader_state}
+        start = {"model": params, "map": linear, "readers": readers, "worth": worth}
+        return start, {"model": state, "readers": reader_state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         def read(key: Array, params: Params, state: State) -> tuple[Array, State]:
@@ -114,14 +116,14 @@ def late_fusion(
 
     def evidence(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Evidence:
         params, means, readings, count, told, fold = adapted.params
-        by_all = distance(z, readings[-1])
-        by_folds = jax.vmap(distance, (None, 0))(jax.lax.stop_gradient(z), readings[:-1])
-        each = jnp.concatenate([by_folds, by_all[None]])
-        return Evidence(distance(z, means), by_all, each, count, told, fold, _worth(params))
+        worth = _worth(params)
+        told_z = _scale_gradient(z, worth) @ params["map"]
+        readers = jax.vmap(distance, (None, 0))(told_z, readings)
+        return Evidence(distance(z, means), readers, count, told, fold, worth)
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
         said = evidence(key, adapted, z)
-        distances = fused(said.images, said.descriptions, said.shots, said.told, said.worth)
+        distances = fused(said.images, said.readers.mean(axis=0), said.shots, said.told, said.worth)
         return only((said.shots > 0) | said.told, -distances)
 
     training = embedded(model, init, adapt, evidence, _loss)
@@ -200,6 +202,12 @@ def fold_of(descriptions: PyTree, folds: int) -> Int[Array, "ways"]:
 
 def _worth(params: Params) -> Float[Array, ""]:
     return jnp.exp(_SPEED * params["worth"])
+
+
+def _scale_gradient(x: Float[Array, "..."], scale: Float[Array, ""]) -> Float[Array, "..."]:
+    """x, whose gradient comes back times the scale."""
+    constant, scale = jax.lax.stop_gradient((x, scale))
+    return constant + scale * (x - constant)
 
 
 def _loss(said: Evidence, targets: Float[Array, "queries ways"], mask: Mask = None) -> Float[Array, ""]:

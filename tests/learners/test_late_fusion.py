@@ -82,7 +82,8 @@ def test_the_answer_is_the_fused_distance_to_means_of_images_and_of_readings(cas
     x, y, *_ = episode.support
     means = np.asarray(y).T @ z(x) / np.maximum(np.asarray(y).sum(0), 1)[:, None]
     q = z(episode.query.inputs)
-    d, e = (np.square(q[:, None] - c[None]).sum(-1) for c in (means, w[-1]))
+    d = np.square(q[:, None] - means[None]).sum(-1)
+    e = np.square((q @ np.asarray(params["map"]))[None, :, None] - w[:, None]).sum(-1).mean(0)
     expected = -by_hand(d, e, *CASES[case], 0.5)
     np.testing.assert_allclose(answer(LEARNER, params, state, episode), expected, rtol=1e-3, atol=1e-4)
 
@@ -137,12 +138,12 @@ def test_the_objective_is_three_cross_entropies_of_which_the_last_reaches_the_wo
         distances = distances - distances.mean(1, keepdims=True)
         return cross_entropy([1, 1, 0], distances / np.sqrt(np.mean(distances**2)))
 
-    arrays = [jnp.asarray(a) for a in (d, e[-1], e, shots.astype(float), told.astype(bool), fold)]
+    arrays = [jnp.asarray(a) for a in (d, e, shots.astype(float), told.astype(bool), fold)]
 
     def objective(d, e, worth):
-        return _loss(Evidence(d, arrays[1], e, *arrays[3:], worth), jnp.asarray(y))
+        return _loss(Evidence(d, e, *arrays[2:], worth), jnp.asarray(y))
 
-    value, gradients = jax.value_and_grad(objective, argnums=(0, 1, 2))(arrays[0], arrays[2], jnp.asarray(0.3))
+    value, gradients = jax.value_and_grad(objective, argnums=(0, 1, 2))(*arrays[:2], jnp.asarray(0.3))
     np.testing.assert_allclose(value, images + texts + fusion(0.3), rtol=1e-12)
     np.testing.assert_allclose(gradients[2], (fusion(0.3 + 1e-6) - fusion(0.3 - 1e-6)) / 2e-6, rtol=1e-5)
     # a reader learns nothing of the classes of its own fold, the last one all
@@ -181,3 +182,18 @@ def test_what_a_description_is_worth_is_learned_from_descriptions_that_were_not(
 def test_one_fold_is_refused():
     with pytest.raises(jmeta.ConfigError, match="folds is 1; give at least 2"):
         jmeta.late_fusion(MLP, folds=1)
+
+
+def test_descriptions_teach_the_network_as_much_as_they_are_worth():
+    params, state = start()
+    batch = jax.tree.map(lambda x: x[None], task((2, 1, 3)))
+
+    def gradients(worth):
+        start = {**params, "worth": jnp.log(jnp.asarray(worth, jnp.float32)) / 20}
+        return jax.grad(lambda params: LEARNER.objective(KEY, params, state, batch)[0])(start)
+
+    none, one, two = map(gradients, (1e-9, 1.0, 2.0))
+    for a, b, c in zip(*(jax.tree.leaves(g["model"]) for g in (none, one, two)), strict=True):
+        assert abs(b - a).max() > 1e-3
+        np.testing.assert_allclose(c - a, 2 * (b - a), rtol=1e-3, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one["readers"], two["readers"])
