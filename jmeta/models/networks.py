@@ -27,12 +27,13 @@ Pool = Callable[[Array], Array]
 class MLP(nn.Module):
     """A multi-layer perceptron with ReLU between linear layers; 40-40 is the network of the sinusoid experiments.
 
-    It ends in a linear layer in any case: behind a ReLU no embedding would have a negative part, and a distance or a
-    cosine could tell classes apart on a part of the space alone.
+    An embedding (`outputs=None`) is a linear map of the inputs plus what the hidden layers add to it, z = A x + B h(x).
+    A starts orthogonal and B at zero, so that distances start as those of the inputs, which random hidden layers would
+    have mixed up; and with a negative part, which nothing behind a ReLU has.
 
     Args:
         outputs: width of the last layer, called `head`; None gives an embedding as wide as the last hidden layer (as
-            the inputs, where there is none), whose last layer is called `embedding`.
+            the inputs, where there is none), whose B is called `embedding` and whose A is called `linear`.
         hidden: widths of the hidden layers.
         context: context parameters, which are inputs beside those of every example (CAVIA); they start at 0.
         dtype: of the computation, `"bfloat16"` or another float of 16 bits or more; None is that of inputs and
@@ -64,10 +65,15 @@ class MLP(nn.Module):
         if self.context:
             context = self.param("context", nn.initializers.zeros_init(), (self.context,), x.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(context[None], (x.shape[0], self.context))], axis=1)
+        start = x
         for width in self.hidden:
             x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        width, name = (x.shape[-1], "embedding") if self.outputs is None else (self.outputs, "head")
-        return _at_least_float32(nn.Dense(width, dtype=self.dtype, name=name)(x))
+        if self.outputs is not None:
+            return _at_least_float32(nn.Dense(self.outputs, dtype=self.dtype, name="head")(x))
+        width, zeros = x.shape[-1], nn.initializers.zeros_init()
+        orthogonal = nn.initializers.orthogonal()
+        linear = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=orthogonal, name="linear")(start)
+        return _at_least_float32(linear + nn.Dense(width, dtype=self.dtype, kernel_init=zeros, name="embedding")(x))
 
 
 class BatchNorm(nn.Module):

@@ -215,15 +215,20 @@ def test_mlp_has_the_parameters_of_the_paper():
 
 
 @pytest.mark.parametrize(("hidden", "width"), [((8, 6), 6), ((), 3)])
-def test_an_embedding_of_mlp_is_its_hidden_layers_and_a_linear_one(hidden, width):
-    x = normal(0, (5, 3))
-    z, variables = jmeta.MLP(outputs=None, hidden=hidden).init_with_output(jax.random.key(0), x)
-    params = jax.tree.map(np.asarray, variables["params"])
+def test_an_embedding_of_mlp_is_a_linear_map_and_what_its_hidden_layers_add(hidden, width):
+    x, network = normal(0, (5, 3)), jmeta.MLP(outputs=None, hidden=hidden)
+    start, variables = network.init_with_output(jax.random.key(0), x)
+    np.testing.assert_allclose(
+        jmeta.squared_euclidean(start, start), jmeta.squared_euclidean(x, x), rtol=1e-4, atol=1e-4
+    )
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.1, variables["params"])
+    z = network.apply({"params": params}, x)
     *layers, last = (params[name] for name in [*(f"Dense_{i}" for i in range(len(hidden))), "embedding"])
     expected = np.asarray(x)
     for layer in layers:
         expected = np.maximum(expected @ layer["kernel"] + layer["bias"], 0)
-    np.testing.assert_allclose(z, expected @ last["kernel"] + last["bias"], atol=1e-5)
+    linear = np.asarray(x) @ params["linear"]["kernel"]
+    np.testing.assert_allclose(z, linear + expected @ last["kernel"] + last["bias"], atol=1e-5)
     assert z.shape == (5, width)
     assert (z < 0).any()
 
