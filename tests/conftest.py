@@ -1,7 +1,18 @@
 """Strict promotion, checked shapes and quick compilation, switched on before jmeta is imported."""
 
+import mmap
 import os
+from importlib.util import find_spec
 from pathlib import Path
+
+
+def knows(flag):
+    """Whether this XLA has a flag; one that it does not know would end the process."""
+    for library in Path(find_spec("jaxlib").origin).parent.glob("libjax_common*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(flag.encode()) >= 0
+    return False
+
 
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
@@ -9,6 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # most of the run is compilation, and LLVM's expensive passes are a third of it; what is computed stays the same
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if knows("xla_cpu_use_fusion_emitters"):  # which take twice as long to compile
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # each small program is compiled once in a run, not once in every file, and not at all in the next run
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
