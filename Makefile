@@ -33,7 +33,7 @@ test: install check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
-	XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff format --check .

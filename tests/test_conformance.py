@@ -260,6 +260,20 @@ def test_adaptation_depends_on_the_support(learner, source, initial):
     assert not np.array_equal(first, swapped)
 
 
+QUICK = (
+    "maml",
+    "prototypical",
+    "late_fusion",
+    "linear_probe",
+)  # one of each family; the others learn in the slow tests
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(LEARNERS)],
+    indirect=True,
+    scope="module",
+)
 def test_it_learns_in_one_compiled_program(entry, learner, source, training, kind):
     traces = []
 

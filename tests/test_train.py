@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jmeta
 from jmeta.compilation import compiled
+from jmeta.models.networks import norm_layer
 from jmeta.runs import settings
 from jmeta.train import _run
 
@@ -31,8 +33,21 @@ def conv_source(ways=3):
     return jmeta.from_arrays(images, np.repeat(np.arange(5), 8), ways=ways, shots=1, queries=2)
 
 
+class Block(nn.Module):
+    """One block of Conv4 with its head: what a convolution and a norm do is what four of them do."""
+
+    outputs: int = 3
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x, train=False, mask=None):
+        x = jmeta.Conv(4, (3, 3), strides=2)(x)
+        x = nn.relu(norm_layer(self.norm, scale=True, groups=2)(x, train=train, mask=mask))
+        return nn.Dense(self.outputs, name="head")(x.reshape(len(x), -1))
+
+
 def conv_learner(ways=3, **options):
-    return jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=ways, features=4, groups=2, **options)))
+    return jmeta.maml(jmeta.linen(Block(outputs=ways, **options)))
 
 
 def same(a, b):
