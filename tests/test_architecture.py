@@ -131,7 +131,9 @@ def search(adjoint, ξ=0.05):
     return learner, jmeta.darts(learner, inner_optimizer=optax.sgd(ξ), adjoint=adjoint)
 
 
-@pytest.mark.parametrize(("adjoint", "second"), [(jmeta.exact(), True), (jmeta.first_order(), False)])
+@pytest.mark.parametrize(
+    ("adjoint", "second"), [(jmeta.exact(), True), pytest.param(jmeta.first_order(), False, marks=pytest.mark.slow)]
+)
 def test_a_search_step_is_that_of_a_reference_loop(float64, adjoint, second):
     """Liu et al. 2019, equation 6: ∇θ F(φ', θ) − ξ ∇²θφ L(φ, θ) ∇φ' F(φ', θ), by separate derivatives."""
     ξ = 0.05
@@ -173,6 +175,7 @@ def test_a_search_step_is_that_of_a_reference_loop(float64, adjoint, second):
     np.testing.assert_allclose(ravel_pytree(state[0])[0], ravel_pytree(after)[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_search_changes_architecture_and_weights():
     _, problem = search(jmeta.exact())
     fitted = jmeta.fit(KEY, problem, tasks(), steps=2, tasks=1, log_every=1, optimizer=optax.adam(0.1))

@@ -403,6 +403,7 @@ def test_a_loss_that_becomes_non_finite(capsys, place):
 # evaluate
 
 
+@pytest.mark.slow
 def test_a_policy_is_measured_and_drawn_by_updates(place, capsys):
     flags = (
         "--learner",

@@ -83,7 +83,12 @@ def test_wrong_inner_settings_are_told():
 MODULES = [m.name for m in pkgutil.walk_packages(jmeta.__path__, "jmeta.")]
 
 
-@pytest.mark.parametrize("name", MODULES)
+LONG = {"jmeta.search.architecture"}  # whose search takes a minute to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in MODULES]
+)
 def test_the_examples_in_docstrings_run(name):
     # The hook that checks shapes hides what functools wraps from doctest: names are taken from the module itself.
     module = importlib.import_module(name)

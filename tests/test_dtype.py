@@ -210,6 +210,7 @@ def test_a_wrong_dtype_is_told(module, wrong, monkeypatch):
     assert str(raised.value) == f"dtype is '{name}'; give 'bfloat16', 'float16' or 'float32'."
 
 
+@pytest.mark.slow
 def test_it_learns_images(source):
     learner = learner_of("prototypical", "bfloat16", norm="per_task")
     before, after = (jmeta.fit(KEY, learner, source, steps=steps, tasks=4, log_every=15) for steps in (0, 60))
@@ -219,6 +220,7 @@ def test_it_learns_images(source):
     assert dtypes((after.params, after.state)) == FLOAT32
 
 
+@pytest.mark.slow
 def test_it_learns_waves_as_float32_does():
     def losses(dtype):
         model = jmeta.linen(jmeta.MLP(1, dtype=dtype))
