@@ -130,6 +130,7 @@ def markdown(rows: dict[str, Any]) -> str:
 def picture(file: Path, rows: dict[str, Any]) -> None:
     """Accuracy of each division, ours against TF-IDF."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -147,8 +148,8 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
     axes.set(
         xlabel="nearest class mean on TF-IDF", ylabel="prototypical networks", title="CLINC150, 5-way, five divisions"
     )
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

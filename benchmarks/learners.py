@@ -271,6 +271,7 @@ def markdown(study: str, circumstances: Mapping[str, Any], rows: Mapping[Case, M
 def picture(file: Path, rows: Mapping[Case, Mapping[str, Any]], pixels: Any) -> None:
     """Draws the result of each learner with its interval, one panel a data set."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     panels = list(dict.fromkeys(case.data for case in rows))
     figure = Figure(figsize=(6 * len(panels), 1.5 + 0.28 * max(len(rows) / len(panels), 8)), layout="constrained")
@@ -290,7 +291,7 @@ def picture(file: Path, rows: Mapping[Case, Mapping[str, Any]], pixels: Any) -> 
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
         if better_up:
-            axes.xaxis.set_major_formatter("{x:.0%}")
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     figure.savefig(file, dpi=120)
 
 

@@ -173,6 +173,7 @@ def markdown(rows: dict[str, Any], seeds: int) -> str:
 def picture(file: Path, rows: dict[str, Any], seeds: int) -> None:
     """Accuracy against shots, a panel a data set, a line a learner."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, data in zip(figure.subplots(1, len(DATA)), DATA, strict=True):
@@ -182,7 +183,7 @@ def picture(file: Path, rows: dict[str, Any], seeds: int) -> None:
             axes.errorbar([int(k) for k in found], means, errors, fmt=style, label=column, capsize=3)
         axes.set(xlabel="shots", title=data)
         axes.set_xticks(SHOTS)
-        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     axes.legend(frameon=False)

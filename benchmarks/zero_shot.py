@@ -135,6 +135,7 @@ def markdown(rows: dict[str, Any]) -> str:
 def picture(file: Path, rows: dict[str, Any]) -> None:
     """Bars of the accuracies, with their intervals and chance."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -151,7 +152,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
         axes.axhline(1 / int(ways), color="tab:gray", linestyle=":", linewidth=1)
     axes.set_xticks(np.arange(len(names)), [name.replace(", ", "\n") for name in names])
     axes.set(ylabel="accuracy, unseen characters", ylim=(0, 1), title="zero-shot from the Unicode name; dots: chance")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file, dpi=120)

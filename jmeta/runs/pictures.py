@@ -195,8 +195,10 @@ def _tidy(axes: Any) -> None:
 
 
 def _show_percent(axes: Any, metric: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     if metric == "accuracy":
-        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _words(name: str) -> str:
