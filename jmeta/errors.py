@@ -77,7 +77,7 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
         The entry.
 
     Raises:
-        UnknownNameError: there is no such name; the sentence gives the nearest one.
+        UnknownNameError: there is no such name; the sentence gives the nearest one, if one is near.
 
     Example:
         >>> from jmeta.errors import lookup
@@ -86,9 +86,9 @@ def lookup(registry: Mapping[str, T], name: str, kind: str) -> T:
     """
     if name in registry:
         return registry[name]
-    nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.0)[0]
-    known = ", ".join(registry)
-    raise UnknownNameError(f"there is no {kind} {name!r}; did you mean {nearest!r}? There are {known}.")
+    nearest = difflib.get_close_matches(name, registry, n=1, cutoff=0.5)
+    meant = f"did you mean {nearest[0]!r}? There are" if nearest else "there are"
+    raise UnknownNameError(f"there is no {kind} {name!r}; {meant} {', '.join(registry)}.")
 
 
 def moved(module: str, name: str, places: Mapping[str, str]) -> Any:

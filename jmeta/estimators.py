@@ -46,8 +46,10 @@ class _FewShot:
         *,
         seed: int = 0,
         queries: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.learner, self.params, self.state, self.seed, self.queries = learner, params, state, seed, queries
+        self.input_shape = input_shape
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of the constructor."""
@@ -123,8 +125,9 @@ class _FewShot:
     def export(self, file: str | Path) -> None:
         """Writes the answers as StableHLO for CPU, CUDA and TPU, which needs JAX alone to run.
 
-        `jax.export.deserialize(bytearray(content)).call(X)` takes any number of inputs of the support's shape and type,
-        and gives what `predict_proba` gives, of a regressor `predict`. What was adapted is inside.
+        `jax.export.deserialize(bytearray(content)).call(X)` takes any number of inputs as the network sees them, see
+        `jmeta.as_inputs` (of pictures of bytes `X.astype("float32") / 255`), of the shape that the support had, and
+        gives what `predict_proba` gives, of a regressor `predict`. What was adapted is inside.
 
         Args:
             file: where; a file of that name is replaced in one go.
@@ -155,10 +158,31 @@ class _FewShot:
         support = Examples(_padded(X, padded), _padded(targets, padded), descriptions, jnp.arange(padded) < len(X))
         learner = self._learner()
         try:
-            jax.eval_shape(learner.adapt, adapt_key, self.params, self.state, support)
+            self._try(support)
         except ModelError:  # a network or a loss of the user's own that takes no mask; what else is wrong is told below
             support = Examples(jnp.asarray(X), jnp.asarray(targets), descriptions)
         return predict_key, compiled(_adapt)(adapt_key, self.params, self.state, support, learner=learner)
+
+    def _support_of(self, X: Any) -> np.ndarray:
+        """The inputs of a support, of the shape that the network was trained with."""
+        if self.input_shape is not None and np.shape(X)[1:] != tuple(self.input_shape):
+            raise DataError(
+                f"X has rows of shape {list(np.shape(X)[1:])}, and the run was trained on {list(self.input_shape)}; "
+                "bring them to it, pictures by jmeta.read_images(folder, size=, channels=)."
+            )
+        return _array(X, "X")
+
+    def _try(self, support: Examples) -> None:
+        """Raises `ModelError` unless the learner can be adapted to a support."""
+        try:
+            jax.eval_shape(self._learner().adapt, jax.random.key(0), self.params, self.state, support)
+        except JmetaError:
+            raise
+        except Exception as error:  # a network raises whatever it meets in inputs of another shape
+            raise ModelError(
+                f"the network cannot take inputs of shape {list(support.inputs.shape[1:])}; give inputs of the shape "
+                "that it was trained on."
+            ) from error
 
     def _learner(self) -> MetaLearner:
         if self.learner is None:
@@ -188,7 +212,10 @@ class _FewShot:
 
     def _answers(self, X: Any) -> np.ndarray:
         self._check_fitted()
-        X, support = _array(X, "X"), self._support
+        support = self._support
+        if np.shape(X) == support.shape[1:]:
+            raise DataError(f"X has shape {list(np.shape(X))}, which is one input; give a row for it, X[None].")
+        X = _array(X, "X")
         if X.shape[1:] != support.shape[1:]:
             raise DataError(
                 f"X has rows of shape {list(X.shape[1:])}, and the support has {list(support.shape[1:])}; give queries "
@@ -228,6 +255,7 @@ class FewShotClassifier(_FewShot):
         state: the learner's state.
         seed: of what is random in adaptation.
         queries: how many queries at once the learner was evaluated with, for the warning below. Default: unknown.
+        input_shape: that of one input, as in training; `fit` refuses others. Default: unknown, and left to the network.
         temperature: T of the probabilities softmax(logits / T), as `jmeta.calibrate` finds it.
 
     Attributes:
@@ -257,9 +285,10 @@ class FewShotClassifier(_FewShot):
         *,
         seed: int = 0,
         queries: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(learner, params, state, seed=seed, queries=queries)
+        super().__init__(learner, params, state, seed=seed, queries=queries, input_shape=input_shape)
         self.temperature = temperature
 
     def fit(self, X: Any, y: Any, descriptions: Any = None) -> "FewShotClassifier":
@@ -279,7 +308,7 @@ class FewShotClassifier(_FewShot):
             ConfigError: a temperature that is not positive.
             ModelError: it was loaded from a file, without its learner.
         """
-        X, y = _array(X, "X"), np.asarray(y)
+        X, y = self._support_of(X), np.asarray(y)
         if y.ndim != 1 or len(X) != len(y):
             raise DataError(f"there are {len(X)} inputs and labels of shape {list(y.shape)}; give one label for each.")
         if y.dtype.kind == "f" and not np.isfinite(y).all():
@@ -320,29 +349,30 @@ class FewShotClassifier(_FewShot):
     def _ways(self, X: np.ndarray, classes: int, descriptions: Any) -> int:
         """The number of classes, or that of the outputs of a head that has more."""
 
-        def fits(ways: int) -> Any:
+        def fit_to(ways: int) -> None:
             support = Examples(jnp.asarray(X[:1]), jnp.zeros((1, ways)), descriptions)
-            return jax.eval_shape(self._learner().adapt, jax.random.key(0), self.params, self.state, support)
+            self._try(support)
+
+        def fits(ways: int) -> bool:
+            with contextlib.suppress(JmetaError):
+                fit_to(ways)
+                return True
+            return False
 
         try:
-            fits(classes)
+            fit_to(classes)
         except ModelError as error:
-            head = [
-                leaf.shape[-1]
-                for path, leaf in jax.tree.leaves_with_path(self.params)
-                if "head" in jax.tree_util.keystr(path) and leaf.ndim
-            ]
-            for ways in sorted({width for width in head if width > classes}):
-                try:
-                    fits(ways)
-                except JmetaError:
-                    continue
-                return ways
-            if any(width < classes for width in head):
-                raise DataError(
-                    f"the support has {classes} classes and the learner a head of {max(head)}; give fewer, or train a "
-                    "prototypical learner, which takes any number."
-                ) from error
+            # the head is whatever layer is as wide as the answers
+            widths = {leaf.shape[-1] for leaf in jax.tree.leaves(self.params) if leaf.ndim in (1, 2)}
+            for ways in sorted(width for width in widths if width > classes):
+                if fits(ways):
+                    return ways
+            for ways in sorted(width for width in widths if width < classes):
+                if fits(ways):
+                    raise DataError(
+                        f"the support has {classes} classes and the learner a head of {ways}; give fewer, or train a "
+                        "prototypical learner, which takes any number."
+                    ) from error
             raise
         return classes
 
@@ -356,6 +386,7 @@ class FewShotRegressor(_FewShot):
         state: the learner's state.
         seed: of what is random in adaptation.
         queries: how many queries at once the learner was evaluated with. Default: unknown.
+        input_shape: that of one input, as in training; `fit` refuses others. Default: unknown.
 
     Example:
         >>> import jax, jmeta, numpy as np
@@ -370,7 +401,7 @@ class FewShotRegressor(_FewShot):
 
     def fit(self, X: Any, y: Any) -> "FewShotRegressor":
         """Adapts the learner to a support: X `[n, ...]`, y `[n]` or `[n, outputs]`."""
-        X, y = _array(X, "X"), _array(y, "y")
+        X, y = self._support_of(X), _array(y, "y")
         if len(X) != len(y):
             raise DataError(f"there are {len(X)} inputs and {len(y)} targets; give one target for each input.")
         learner, flat = self._learner(), y.ndim == 1

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import jmeta
 
@@ -108,3 +109,36 @@ def test_what_cannot_be_is_told():
     with pytest.raises(jmeta.ModelError, match="there is no parameter 'ways'; there are learner"):
         classifier().set_params(ways=3)
     assert classifier(seed=3).set_params(seed=4).get_params()["seed"] == 4
+
+
+class Plain(nn.Module):
+    """A network whose last layer has no name of its own."""
+
+    outputs: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.outputs)(nn.relu(nn.Dense(6)(x)))
+
+
+def test_a_head_is_known_by_its_width_and_not_by_its_name():
+    learner = jmeta.maml(jmeta.linen(Plain()))
+    support = jmeta.Examples(jnp.zeros((4, 3)), jnp.eye(4))
+    params, state = learner.init(jax.random.key(0), jmeta.Task(support, ()))
+    x = RANDOM.normal(size=(2, 3)).astype(np.float32)
+    fitted = jmeta.FewShotClassifier(learner, params, state).fit(x, ["a", "b"])
+    assert fitted.predict_proba(x).shape == (2, 2)
+    with pytest.raises(jmeta.DataError, match="5 classes and the learner a head of 4; give fewer"):
+        jmeta.FewShotClassifier(learner, params, state).fit(np.zeros((5, 3)), range(5))
+
+
+def test_inputs_of_another_shape_are_told_before_the_network_meets_them():
+    x, y = np.zeros((4, 8, 8, 1), np.float32), [0, 1, 0, 1]
+    learner, params, state = five_way()
+    with pytest.raises(jmeta.ModelError, match=r"cannot take inputs of shape \[8, 8, 3\]; give inputs of the shape"):
+        jmeta.FewShotClassifier(learner, params, state).fit(np.zeros((4, 8, 8, 3)), y)
+    known = jmeta.FewShotClassifier(learner, params, state, input_shape=(8, 8, 1))
+    with pytest.raises(jmeta.DataError, match=r"rows of shape \[9, 9, 1\], and the run was trained on \[8, 8, 1\]"):
+        known.fit(np.zeros((4, 9, 9, 1)), y)
+    with pytest.raises(jmeta.DataError, match=r"X has shape \[8, 8, 1\], which is one input; give a row for it"):
+        known.fit(x, y).predict(x[0])

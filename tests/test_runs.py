@@ -82,3 +82,10 @@ def test_a_run_before_the_norm_was_an_argument_keeps_its_network(tmp_path, model
     (tmp_path / "config.json").write_text(json.dumps({**config, "model": model, "batch_norm": norm}))
     stored = read_config(tmp_path)
     assert (stored.model, stored.norm, stored.network) == (now, norm, {})
+
+
+def test_a_run_is_shown_in_a_line_and_knows_what_an_episode_has():
+    run = jmeta.Run.begin("maml", "sinusoid", tasks=1, steps=7)
+    assert repr(run) == "Run(maml on sinusoid, mlp, step 0 of 7)"
+    with pytest.raises(jmeta.ConfigError, match="there is no size of an episode 'shot'; did you mean 'shots'"):
+        run.evaluate(shot=5)

@@ -167,6 +167,10 @@ def test_seeds_have_a_folder_each_and_a_table(place, capsys, monkeypatch):
     np.testing.assert_allclose(summary["ci95"], 12.706 * abs(values[0] - values[1]) / 2, rtol=1e-3)
     assert "has one seed" in fails(capsys, "train", *SMALL, "--seeds", "1", "--out", "again")
     assert "names a seed twice" in fails(capsys, "train", *SMALL, "--seeds", "1", "1", "--out", "again")
+    assert "runs holds several runs; name one of runs/seed-3, runs/seed-5" in fails(capsys, "evaluate", "runs")
+    for folders in (["runs"], ["runs/seed-3", "runs/seed-5", "runs/seeds.json"]):
+        main("compare", *folders, "--episodes", "5", "--json")
+        assert set(json.loads(capsys.readouterr().out)["runs"]) == {"seed-3", "seed-5"}
 
 
 def test_runs_are_compared_on_the_same_episodes(sinusoid, capsys, place):
@@ -191,6 +195,7 @@ def test_a_report_is_one_page_that_needs_nothing_else(sinusoid, place, capsys):
     main("report", sinusoid / "0", sinusoid / "1", "--episodes", "5", "--out", "page.html")
     page = (place / "page.html").read_text()
     assert page.startswith("<!doctype html>") and "<script" not in page and "http" not in page
+    assert "there is no run to look at" in fails(capsys, "report")
     assert page.count("<h2>") == 3 and "inner rate" in page and "±" in page and "less 0" in page
 
 

@@ -54,6 +54,10 @@ class Adapt:
         support = read_images(self.support, size=(shape[0], shape[1]), channels=shape[2], invert=self.invert)
         if (support.labels < 0).any():
             raise DataError(f"{self.support} holds images outside of a class; put them into one sub-folder a class.")
+        if len(support.names) < 2:
+            raise DataError(
+                f"{self.support} holds one class, so that there is nothing to tell apart; give two or more."
+            )
         if not LEARNERS[config.learner].embedding and len(support.names) > (config.ways or 0):
             raise DataError(
                 f"{self.folder} was trained for {config.ways} ways, but {self.support} has {len(support.names)} "

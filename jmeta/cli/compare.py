@@ -52,10 +52,22 @@ class Compare:
 
 def named(folders: tuple[Path, ...]) -> dict[str, Path]:
     """Short names for folders: the last part, or all of it where two end alike."""
-    if twice := [folder for folder, count in Counter(folders).items() if count > 1]:
+    runs = tuple(inner for folder in folders for inner in _runs_of(folder))
+    if not runs:
+        raise ConfigError("there is no run to look at; name the folders that were given as --out.")
+    if twice := [folder for folder, count in Counter(runs).items() if count > 1]:
         raise ConfigError(f"{twice[0]} is given twice; give each run once.")
-    ends = Counter(folder.name for folder in folders)
-    return {folder.name if ends[folder.name] == 1 else str(folder): folder for folder in folders}
+    ends = Counter(folder.name for folder in runs)
+    return {folder.name if ends[folder.name] == 1 else str(folder): folder for folder in runs}
+
+
+def _runs_of(folder: Path) -> tuple[Path, ...]:
+    """The run itself, or the runs of all seeds; nothing of the table that stands beside those."""
+    if folder.name == "seeds.json":
+        return ()
+    if (folder / "seeds.json").exists() and not (folder / "config.json").exists():
+        return tuple(sorted(file.parent for file in folder.glob("*/config.json")))
+    return (folder,)
 
 
 def _print(run: Run, result: dict[str, object]) -> None:

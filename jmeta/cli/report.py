@@ -31,5 +31,6 @@ class Report:
         runs = {
             name: (folder, load(folder, checkpoint=self.checkpoint)) for name, folder in named(self.folders).items()
         }
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.out, report(runs, episodes=self.episodes))
         print(f"written to {self.out}")

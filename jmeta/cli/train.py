@@ -48,7 +48,8 @@ class Train:
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: glyphs)")] = None
     """One of `jmeta list`, or a path: a folder of images, an .npz, a .csv or .parquet table."""
     model: _Name = None
-    """One of `jmeta list`, package.module:Name of a Linen or NNX class, or the folder of a `jmeta search`."""
+    """One of `jmeta list`, package.module:Name of a Linen or NNX class whose argument `outputs` is the width of its
+    last layer, or the folder of a `jmeta search`."""
     ways: _Int = None
     """Classes of an episode."""
     shots: _Int = None
@@ -92,9 +93,9 @@ class Train:
     outer_rate: _Float = None
     """Outer rate β, annealed to 0 over the steps."""
     size: _Own = None
-    """Pixels of each side of the images of a folder."""
+    """Pixels of each side of the images of a folder; default: that of the images."""
     channels: _Own = None
-    """Of the images of a folder: 1 for greyscale, 3 for RGB."""
+    """Of the images of a folder: 1 for greyscale, 3 for RGB; default: 3 if any has colours."""
     split_seed: _Own = None
     """Of the division of classes of your own into training, validation and test."""
     group: _OwnName = None

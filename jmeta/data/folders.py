@@ -193,7 +193,9 @@ def read_images(
     other = next((i for i, image in enumerate(read) if image.shape != read[0].shape), None)
     if other is not None:
         one, two = ("{} x {}".format(*read[i].shape[:2]) for i in (0, other))
-        raise DataError(f"{files[0]} is {one} pixels and {files[other]} is {two}; give one size for all, as size=84.")
+        raise DataError(
+            f"{files[0]} is {one} pixels and {files[other]} is {two}; give one size for all, as size=84 or --size 84."
+        )
     images = np.stack(read)
     return Images(
         255 - images if invert else images,

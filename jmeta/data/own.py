@@ -63,8 +63,8 @@ def read_own(
             `.npz` with `x` (or `images`, `inputs`) `[n, ...]`, `y` (or `labels`) `[n]`, and perhaps `descriptions`
             `[classes, ...]` in the order of the sorted labels and `split` `[n]`; a `.csv` or `.parquet` table.
         split_seed: of the division of classes where the data has none.
-        size: pixels of each side of an image; default 28.
-        channels: 1 for greyscale, 3 for RGB; default 1.
+        size: pixels of each side of an image; default: that of the images, all of one size.
+        channels: 1 for greyscale, 3 for RGB; default: 3 if any image has colours.
         group: of a table, the column that says which task a row belongs to.
         target: of a table, the column to predict; all other columns are inputs.
         division: a division that was made before, instead of a new one.
@@ -93,7 +93,7 @@ def read_own(
             if value is not None:
                 raise DataError(f"{flag} is for a .csv or .parquet table, and {path} is none; leave it away.")
     if path.is_dir():
-        return _folder(path, size or 28, channels or 1, split_seed, division)
+        return _folder(path, size, channels, split_seed, division)
     if size is not None or channels is not None:
         raise DataError(f"--size and --channels are for folders of images, and {path} is none; leave them away.")
     if path.suffix == ".npz":
@@ -181,7 +181,7 @@ def _classes(
     return Own("classification", division, count, tuple(kinds), images, load)
 
 
-def _folder(path: Path, size: int, channels: int, split_seed: int, division: Division | None) -> Own:
+def _folder(path: Path, size: int | None, channels: int | None, split_seed: int, division: Division | None) -> Own:
     inside = {}
     for entry in path.iterdir():
         if entry.is_dir() and entry.name.lower() in _SPLIT_NAMES:
@@ -192,6 +192,10 @@ def _folder(path: Path, size: int, channels: int, split_seed: int, division: Div
             raise DataError(f"{path} holds images but no classes; put the images of each class into a sub-folder.")
         return _classes(path, images, labels, names, division or divide(names, split_seed), True)
     found = {split: read_images(folder, size=size, channels=channels) for split, folder in inside.items()}
+    shapes = {split: part.images.shape[1:] for split, part in found.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{' x '.join(map(str, shape))} in {split}" for split, shape in shapes.items())
+        raise DataError(f"the images of {path} are {told}; give one --size and --channels for all.")
     for split, part in found.items():
         if not part.names:
             raise DataError(f"{inside[split]} holds no classes; put the images of each class into a sub-folder.")

@@ -1,5 +1,6 @@
 """The two networks of the few-shot literature, and their normalisation."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -341,8 +342,12 @@ class Conv4(nn.Module):
     head_init: HeadInit = "zeros"
     context: int = 0
     dtype: DTypeLike | None = None
+    batch_norm: Norm | None = None  # the name of `norm` in version 0.1
 
     def __post_init__(self) -> None:
+        if self.batch_norm is not None:
+            warnings.warn("batch_norm= of Conv4 is norm= now; give that.", DeprecationWarning, stacklevel=3)
+            self.norm, self.batch_norm = self.batch_norm, None
         _check_dtype(self.dtype)
         _check_choice("pooling", self.pooling, Pooling)
         _check_choice("norm", self.norm, Norm)

@@ -12,7 +12,7 @@ from typing import Any
 from flax import linen, nnx
 
 from jmeta.data.own import is_path, read_own
-from jmeta.errors import ConfigError, lookup
+from jmeta.errors import ConfigError, UnknownNameError, lookup
 from jmeta.models import adapters
 from jmeta.runs.entries import DataEntry, ModelEntry
 from jmeta.runs.registry import DATA, MODELS
@@ -36,7 +36,10 @@ def data_entry(name: str, own: Mapping[str, Any]) -> DataEntry:
         DataError: the path cannot be read.
     """
     if name in DATA or not is_path(name):
-        entry = lookup(DATA, name, "data set")
+        try:
+            entry = lookup(DATA, name, "data set")
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{str(error).rstrip('.')}, or the path of a folder, an .npz or a table.") from None
         if own:
             flag = next(iter(own)).replace("_", "-")
             raise ConfigError(f"--{flag} has no meaning for {name}; it is for data of your own, as --data FOLDER.")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jmeta.core import Examples
+from jmeta.core import Examples, Task, TaskSource
 from jmeta.runs import settings
 from jmeta.runs.comparison import FIXED, compare
 from jmeta.runs.run import Run
@@ -150,7 +150,7 @@ def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
         if not isinstance(task.support, Examples) or np.ndim(task.query.inputs) != 4:
             return ""
         truth, answer = np.argmax(task.query.targets, 1), np.argmax(probabilities, 1)
-        letters = [chr(ord("A") + k) for k in range(task.query.targets.shape[1])]
+        letters = _column_names(source, task)
         figures = [
             f'<figure><img alt="" src="{_picture(image)}">{letters[k]}</figure>'
             for image, k in zip(task.support.inputs, np.argmax(task.support.targets, 1), strict=True)
@@ -169,6 +169,15 @@ def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
             f"<div class='episode'>{''.join(asked)}</div>"
         )
     return "".join(text)
+
+
+def _column_names(source: TaskSource, task: Task) -> list[str]:
+    """What each column of the targets is in an episode: the name of its class, where the data tell it."""
+    columns, classes = np.argmax(task.query.targets, 1), task.query.classes
+    names = [chr(ord("A") + k) for k in range(task.query.targets.shape[1])]
+    for column, number in zip(columns, () if isinstance(classes, tuple) else np.asarray(classes), strict=False):
+        names[column] = source.names[number] if number < len(source.names) else names[column]
+    return names
 
 
 def _picture(image: Any) -> str:

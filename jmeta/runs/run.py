@@ -78,6 +78,10 @@ class Run:
         source = settings.make_source(config, "train")
         return cls(config, settings.begin(config, settings.make_learner(config, source), source))
 
+    def __repr__(self) -> str:
+        step, of = int(self.train_state.step), self.config.steps
+        return f"Run({self.config.learner} on {self.config.data}, {self.config.model}, step {step} of {of})"
+
     @property
     def params(self) -> Params:
         """θ, of the best validation where there was one."""
@@ -194,14 +198,15 @@ class Run:
         """
         if is_path(data) and data not in DATA:
             data = str(Path(data).expanduser().absolute())
-        if self.config.own and is_path(data):  # images are brought to the size that the run was trained with
-            own = {name: value for name, value in self.config.own.items() if name in ("size", "channels")} | own
+        shape = self.input_shape
+        if Path(data).is_dir() and len(shape) == 3:  # images are brought to what the run was trained with
+            own = {"size": shape[0] if shape[0] == shape[1] else shape[:2], "channels": shape[2]} | own
         entry = data_entry(data, own)
         if entry.kind != self.config.kind:
             raise ConfigError(f"{data} is a {entry.kind}, and the run was trained on a {self.config.kind}.")
         about = {**own, "kind": entry.kind, "division": entry.division} if entry.division else {}
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data, own=about), shapes={})
-        shape, there = self.input_shape, other.input_shape
+        there = other.input_shape
         if shape != there:
             raise DataError(f"{data} has inputs of shape {list(there)}, and the run {list(shape)}; bring them to it.")
         return other
@@ -209,7 +214,14 @@ class Run:
     def classifier(self) -> FewShotClassifier:
         """The run in the manner of scikit-learn, for tasks of your own, calibrated on validation tasks."""
         asked = self.config.ways * self.config.queries if self.config.ways else None
-        return FewShotClassifier(self.learner, self.params, self.state, queries=asked, temperature=self.temperature)
+        return FewShotClassifier(
+            self.learner,
+            self.params,
+            self.state,
+            queries=asked,
+            input_shape=self.input_shape,
+            temperature=self.temperature,
+        )
 
     @functools.cached_property
     def temperature(self) -> float:
@@ -223,7 +235,7 @@ class Run:
         """The same for a run of regression."""
         if self.config.kind != "regression":
             raise ConfigError(f"{self.config.data} is no regression; take run.classifier().")
-        return FewShotRegressor(self.learner, self.params, self.state)
+        return FewShotRegressor(self.learner, self.params, self.state, input_shape=self.input_shape)
 
     def save(self, folder: str | Path) -> None:
         """Writes a run folder, which `jmeta.load`, `jmeta evaluate`, `jmeta adapt` and `--resume` read.
@@ -322,7 +334,9 @@ def read_config(run: Path) -> Config:
         stored = Config(**found)
         # a run on data of one's own is used without them
         return stored if stored.own else settings.resolve(**dataclasses.asdict(stored))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if seeds := sorted(str(file.parent) for file in run.glob("*/config.json")):
+            raise CheckpointError(f"{run} holds several runs; name one of {', '.join(seeds)}.") from None
         raise CheckpointError(
             f"{run} is no run of jmeta: it has no config.json; name a folder given as --out."
         ) from None

@@ -216,6 +216,12 @@ def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any
         least = min(source.rows[name] for split in splits for name in source.division[split])
         shots = settings[f"{prefix}shots"]
         most = {"ways": classes, "queries": max(1, least - (shots if isinstance(shots, int) else max(shots)))}
+        if (given.get(f"{prefix}ways") or 0) > classes:
+            parts = ", ".join(f"{len(names)} for {split}" for split, names in source.division.items())
+            raise ConfigError(
+                f"{_flag(prefix + 'ways')} is {given[f'{prefix}ways']}, and of the classes there are {parts}; "
+                f"give at most {classes}, or data of more classes."
+            )
         for name, value in most.items():
             if prefix + name not in given and (settings[prefix + name] or 0) > value:
                 settings[prefix + name] = value
@@ -339,6 +345,7 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     """
     ways = episode.get("ways", config.ways)
     for name in episode:
+        lookup(dict.fromkeys(("ways", "shots", "queries")), name, "size of an episode")
         if getattr(config, name) is None:
             raise ConfigError(f"{_flag(name)} has no meaning for {config.data}; leave it away.")
     if ways != config.ways and not LEARNERS[config.learner].embedding:

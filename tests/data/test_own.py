@@ -9,6 +9,7 @@ from PIL import Image
 
 import jmeta
 from jmeta.data.own import SPLITS, divide, read_own
+from jmeta.runs import settings
 
 RANDOM = np.random.default_rng(0)
 
@@ -70,7 +71,7 @@ def test_folders_that_are_splits(tmp_path):
     folder_of(place / "train", "abcd")
     folder_of(place / "val", "ef")
     folder_of(place / "test", "gh")
-    own = read_own(place, channels=3)
+    own = read_own(place, channels=3)  # the size is that of the images
     assert {split: tuple(names) for split, names in own.division.items()} == {
         "train": ("a", "b", "c", "d"),
         "validation": ("e", "f"),
@@ -78,7 +79,7 @@ def test_folders_that_are_splits(tmp_path):
     }
     for split in SPLITS:
         source, task = sample(own, split, ways=2)
-        assert set(source.names) == set(own.division[split]) and task.query.inputs.shape == (2, 28, 28, 3)
+        assert set(source.names) == set(own.division[split]) and task.query.inputs.shape == (2, 10, 10, 3)
 
 
 def test_validation_is_taken_from_training_where_there_is_none(tmp_path):
@@ -174,3 +175,11 @@ def test_a_file_that_is_damaged(tmp_path):
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(jmeta.DataError, match=r"own\.npz cannot be read"):
         read_own(file)
+
+
+def test_more_ways_than_a_split_has_are_told_with_the_division(tmp_path):
+    place = folder_of(tmp_path, tuple("abcdefgh"))
+    with pytest.raises(
+        jmeta.ConfigError, match=r"--ways is 5, and of the classes there are .* for train, .* at most 2"
+    ):
+        settings.resolve("prototypical", str(place), ways=5)
