@@ -1,5 +1,6 @@
 """What a network sees of an array: the one rule, for sources, classifiers and the command line."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,7 +40,21 @@ def as_inputs(x: Any) -> Num[np.ndarray, "n ..."]:
         >>> jmeta.as_inputs(np.asarray([[3, 255]], np.uint8)).tolist()
         [[3, 255]]
     """
-    return np.asarray(as_seen(stored(np.asarray(x))))
+    return np.asarray(as_seen(stored(as_array(x))))
+
+
+def as_array(x: Any) -> np.ndarray:
+    """What may be one array as one; `DataError` for what may not, with what to do."""
+    if isinstance(x, Mapping):
+        raise DataError(
+            "inputs are a dict; write a source of your own, jmeta.TaskSource, whose sample gives jmeta.Examples of it."
+        )
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise DataError(
+            "the inputs have other lengths from one example to the next; bring them to one, series by padding."
+        ) from error
 
 
 def stored(inputs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, Key, Num
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.data.text import TokenIds
 from jmeta.errors import ConfigError, DataError
-from jmeta.inputs import as_seen, stored
+from jmeta.inputs import as_array, as_seen, stored
 
 Transform = Callable[[Key[Array, ""], Num[Array, "n ..."]], Num[Array, "n ..."]]
 Size = int | tuple[int, int]
@@ -107,7 +107,7 @@ def from_arrays(
 
     Reference: Vinyals et al. 2016, "Matching Networks for One Shot Learning", section 2.2.
     """
-    inputs, labels = stored(np.asarray(inputs)), np.asarray(labels)
+    inputs, labels = stored(as_array(inputs)), np.asarray(labels)
     (least_ways, ways), (least_shots, shots) = span("ways", ways), span("shots", shots)
     least_queries, queries = span("queries", queries)
     slots = max(shots, 1)  # without a shot one row a class remains, which has no label

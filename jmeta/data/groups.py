@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jmeta.core import Examples, Task, TaskSource
 from jmeta.data.episodes import Size, choose_rows, keep, span, spans
 from jmeta.errors import DataError
-from jmeta.inputs import as_seen, stored
+from jmeta.inputs import as_array, as_seen, stored
 
 
 class GroupData(NamedTuple):
@@ -80,7 +80,7 @@ def from_groups(
         >>> task.support.inputs.shape, task.query.targets.shape
         ((5, 3), (10, 1))
     """
-    inputs, targets, groups = stored(np.asarray(inputs)), np.asarray(targets), np.asarray(groups)
+    inputs, targets, groups = stored(as_array(inputs)), np.asarray(targets), np.asarray(groups)
     is_class = targets.ndim == 1 and targets.dtype.kind in "ui"
     targets = _targets(targets, classes)
     (least_shots, shots), (least_queries, queries) = span("shots", shots), span("queries", queries)

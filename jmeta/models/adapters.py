@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Mask, Model, Params, State
@@ -83,7 +84,16 @@ def linen(module: nn.Module) -> Model:
         # Linen takes the stream "params" in place of one that has no key
         streams = {"dropout": key, "params": jax.random.fold_in(key, 0)}
         with nn.intercept_methods(_looked_at(train, switched)):
-            return ready(train).apply({"params": params, **state}, inputs, **given, mutable=list(state), rngs=streams)
+            try:
+                return ready(train).apply(
+                    {"params": params, **state}, inputs, **given, mutable=list(state), rngs=streams
+                )
+            except ScopeParamShapeError as error:
+                shapes = ", ".join(str(list(x.shape[1:])) for x in jax.tree.leaves(inputs))
+                raise ModelError(
+                    f"the network cannot take inputs of shape {shapes}; give inputs of the shape that it was trained "
+                    f"on, or other parameters ({str(error).split(' (http')[0].rstrip('.')})."
+                ) from error
 
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, mask: Mask = None
