@@ -5,6 +5,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import optax
 import optax.contrib
@@ -333,16 +334,15 @@ def test_a_program_that_takes_more_memory_than_there_is_is_refused_before_it_run
     assert np.isfinite(fit(wide).history[-1]["loss"])
 
 
-def test_structures_and_sizes_that_do_not_fit_are_told():
+def test_structures_and_sizes_that_do_not_fit_are_told(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users do not run under the type checker
     labels = np.repeat(np.arange(4), 3)
     with pytest.raises(jmeta.DataError, match=r"inputs are a dict; write a source of your own, jmeta.TaskSource"):
         jmeta.from_arrays({"a": np.zeros((12, 3))}, labels)
-    with pytest.raises(jmeta.DataError, match="other lengths from one example to the next; .* series by padding"):
+    with pytest.raises(jmeta.DataError, match=r"other lengths from one example to the next; .* series by padding"):
         jmeta.from_arrays([np.zeros(3 + i % 4) for i in range(12)], labels)
     small, wide = (jmeta.from_arrays(np.ones((12, n)), labels, ways=2, shots=1, queries=1) for n in (3, 5))
     learner = jmeta.prototypical(jmeta.linen(jmeta.MLP(outputs=2, hidden=())))
     fitted = fit(learner, small)
-    with pytest.raises(
-        jmeta.ModelError, match=r"cannot take inputs of shape \[5\]; give inputs of the shape that it was"
-    ):
+    with pytest.raises(jmeta.ModelError, match=r"cannot take inputs of shape \[5\]; give inputs of the shape"):
         jmeta.evaluate(KEY, learner, fitted.params, fitted.state, wide, episodes=2)
