@@ -342,7 +342,7 @@ def test_structures_and_sizes_that_do_not_fit_are_told(monkeypatch):
     with pytest.raises(jmeta.DataError, match=r"other lengths from one example to the next; .* series by padding"):
         jmeta.from_arrays([np.zeros(3 + i % 4) for i in range(12)], labels)
     small, wide = (jmeta.from_arrays(np.ones((12, n)), labels, ways=2, shots=1, queries=1) for n in (3, 5))
-    learner = jmeta.prototypical(jmeta.linen(jmeta.MLP(outputs=2, hidden=())))
+    learner = jmeta.prototypical(jmeta.linen(jmeta.MLP(outputs=4, hidden=())))
     fitted = fit(learner, small)
     with pytest.raises(jmeta.ModelError, match=r"cannot take inputs of shape \[5\]; give inputs of the shape"):
         jmeta.evaluate(KEY, learner, fitted.params, fitted.state, wide, episodes=2)
