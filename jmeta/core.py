@@ -143,6 +143,9 @@ class TaskSource(NamedTuple):
     protocol: Mapping[str, Any]
     names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:  # without its arrays, which may be a whole data set
+        return f"TaskSource({', '.join(f'{name}={value!r}' for name, value in self.protocol.items())})"
+
 
 def episodic(
     init: Callable[[Key[Array, ""], Task], tuple[Params, State]],

@@ -141,3 +141,9 @@ def test_the_head_of_anil_is_a_part_of_a_path():
         assert sum(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, φ)), strict=True)) <= leaves
     with pytest.raises(jmeta.ConfigError, match="ANIL's `head`"):
         jmeta.anil(model, head="last").adapt(jax.random.key(0), params, state, task.support)
+
+
+def test_a_source_is_shown_by_its_protocol():
+    assert repr(jmeta.from_arrays(np.zeros((6, 2)), np.repeat([0, 1], 3), ways=2, shots=1, queries=1)) == (
+        "TaskSource(ways=2, shots=1, queries=1)"
+    )
