@@ -253,8 +253,8 @@ def checked(outputs: Any, targets: Any, classes: bool = False) -> tuple[Array, A
     if outputs.shape != targets.shape:
         raise ModelError(
             f"the model's outputs have shape {list(outputs.shape)} where the targets have {list(targets.shape)}; "
-            f"give the model {targets.shape[-1]} outputs, or, where it was trained on more classes than this part of "
-            f"the data has, jmeta.from_groups(..., classes={outputs.shape[-1]})."
+            f"give the model {targets.shape[-1]} outputs, or the tasks {outputs.shape[-1]} columns by ways= (of "
+            "jmeta.from_groups classes=)."
         )
     if classes and targets.shape[-1] == 1:
         raise ModelError(
