@@ -165,9 +165,10 @@ class _FewShot:
 
     def _support_of(self, X: Any) -> np.ndarray:
         """The inputs of a support, of the shape that the network was trained with."""
-        if self.input_shape is not None and np.shape(X)[1:] != tuple(self.input_shape):
+        shape = np.asarray(X).shape[1:]
+        if self.input_shape is not None and shape != tuple(self.input_shape):
             raise DataError(
-                f"X has rows of shape {list(np.shape(X)[1:])}, and the run was trained on {list(self.input_shape)}; "
+                f"X has rows of shape {list(shape)}, and the run was trained on {list(self.input_shape)}; "
                 "bring them to it, pictures by jmeta.read_images(folder, size=, channels=)."
             )
         return _array(X, "X")
@@ -213,8 +214,8 @@ class _FewShot:
     def _answers(self, X: Any) -> np.ndarray:
         self._check_fitted()
         support = self._support
-        if np.shape(X) == support.shape[1:]:
-            raise DataError(f"X has shape {list(np.shape(X))}, which is one input; give a row for it, X[None].")
+        if (shape := np.asarray(X).shape) == support.shape[1:]:
+            raise DataError(f"X has shape {list(shape)}, which is one input; give a row for it, X[None].")
         X = _array(X, "X")
         if X.shape[1:] != support.shape[1:]:
             raise DataError(

@@ -42,6 +42,7 @@ def test_jmeta_in_each_family(name):
     assert all(system["seconds"] > 0 and np.isfinite(system["losses"]).all() for system in result["systems"].values())
 
 
+@pytest.mark.filterwarnings("ignore:the inner loop adapts convolutions")  # as the peer nn.Conv is there to show
 @pytest.mark.parametrize("name", ["higher", "torchopt", "torch.func", "jax-meta", "nn.Conv"])
 def test_a_peer_has_the_loss_of_jmeta(name):
     reason = SYSTEMS[name].missing()

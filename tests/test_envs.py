@@ -229,7 +229,7 @@ def test_a_dict_of_observations_is_as_good_as_a_vector(name, finite):
         oracle = reveal(source).sample(KEY, source.data).support
         assert oracle.reset(KEY, oracle.params)[0].shape == (4,)
     for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 class Gymnaxlike:
