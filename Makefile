@@ -30,7 +30,7 @@ demo: install
 	$(BIN)/jmeta train --out runs/demo --resume
 
 test: install check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow

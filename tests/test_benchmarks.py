@@ -31,10 +31,10 @@ def test_case_names_are_unique():
 @pytest.mark.parametrize(
     "name",
     [
-        "max-pool, first order, 1 step, 1 query",
+        pytest.param("max-pool, first order, 1 step, 1 query", marks=pytest.mark.slow),
         "sinusoid, exact, 1 step",
         "ProtoNet, 60-way 1-shot, 5 queries",
-        "stride, exact, 1 step, 1 query, arrays",
+        pytest.param("stride, exact, 1 step, 1 query, arrays", marks=pytest.mark.slow),
     ],
 )
 def test_jmeta_in_each_family(name):
