@@ -121,7 +121,6 @@ DATA: Mapping[str, DataEntry] = {
         "regression",
         {
             "model": "mlp",
-            "inner_rate": 0.01,
             "tasks": 25,
             "shots": 10,
             "queries": 10,

@@ -40,6 +40,8 @@ _BASE: Mapping[str, Any] = {
     "batch": 64,
 }
 
+_REGRESSION: Mapping[str, Any] = {"inner_rate": 0.01}  # as `jmeta.inner.rate_for`: a squared error has no bound
+
 INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
     "momentum": partial(optax.sgd, momentum=0.9),
@@ -152,6 +154,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     layers: tuple[Mapping[str, Any], ...] = (
         _BASE,
         chosen.defaults,
+        _REGRESSION if source.kind == "regression" else {},
         source.defaults,
         chosen.regression if source.kind == "regression" else {},
         given,

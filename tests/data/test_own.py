@@ -183,3 +183,12 @@ def test_more_ways_than_a_split_has_are_told_with_the_division(tmp_path):
         jmeta.ConfigError, match=r"--ways is 5, and of the classes there are .* for train, .* at most 2"
     ):
         settings.resolve("prototypical", str(place), ways=5)
+
+
+def test_a_table_has_the_inner_rate_of_a_regression_as_in_python(tmp_path):
+    file = tmp_path / "doses.csv"
+    rows = [f"{i // 10},{i % 7},{i % 3}" for i in range(120)]
+    file.write_text("\n".join(["person,dose,effect", *rows]))
+    for learner in ("maml", "fomaml", "anil", "meta_sgd"):
+        config = settings.resolve(learner, str(file), group="person", target="effect", shots=2)
+        assert config.inner_rate == settings.resolve(learner, "sinusoid").inner_rate < 0.1
