@@ -206,7 +206,8 @@ def fit(
 
 
 def _is_watched() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")  # who imports it need not run in it
+    return sys.stderr.isatty() or getattr(ipython, "get_ipython", lambda: None)() is not None
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import functools
 import re
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -420,6 +422,11 @@ def test_progress_is_shown_where_somebody_watches(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     jmeta.fit(KEY, learner, jmeta.sinusoid(), **train, progress=True)
     assert "2/2" in capsys.readouterr().err
+    for kernel, shown in ((None, False), (object(), True)):  # imported, and run in
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda kernel=kernel: kernel))
+        jmeta.fit(KEY, learner, jmeta.sinusoid(), **train)
+        assert ("2/2" in capsys.readouterr().err) == shown
+    monkeypatch.delitem(sys.modules, "IPython")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     jmeta.fit(KEY, learner, jmeta.sinusoid(), **train)
     assert "2/2" in capsys.readouterr().err
