@@ -150,18 +150,18 @@ def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
         if not isinstance(task.support, Examples) or np.ndim(task.query.inputs) != 4:
             return ""
         truth, answer = np.argmax(task.query.targets, 1), np.argmax(probabilities, 1)
-        letters = _column_names(source, task)
+        classes = _column_names(source, task)
         figures = [
-            f'<figure><img alt="" src="{_picture(image)}">{letters[k]}</figure>'
+            f'<figure><img alt="" src="{_picture(image)}">{classes[k]}</figure>'
             for image, k in zip(task.support.inputs, np.argmax(task.support.targets, 1), strict=True)
         ]
         asked = []
         for j in range(0, len(truth), max(1, len(truth) // shown)):
             right = truth[j] == answer[j]
-            said = f"{letters[answer[j]]} {100 * float(probabilities[j].max()):.0f} %"
+            said = f"{classes[answer[j]]} {100 * float(probabilities[j].max()):.0f} %"
             asked.append(
                 f'<figure class="{"right" if right else "wrong"}"><img alt="" src="{_picture(task.query.inputs[j])}">'
-                f"{said}{'' if right else f', is {letters[truth[j]]}'}</figure>"
+                f"{said}{'' if right else f', is {classes[truth[j]]}'}</figure>"
             )
         text.append(
             f"<h3>Episode {i + 1}</h3><p><small>support</small></p><div class='episode'>{''.join(figures)}</div>"
@@ -172,11 +172,11 @@ def _episodes(run: Run, count: int = 2, shown: int = 15) -> str:
 
 
 def _column_names(source: TaskSource, task: Task) -> list[str]:
-    """What each column of the targets is in an episode: the name of its class, where the data tell it."""
+    """What each column of the targets is in an episode, as HTML: the name of its class, where the data tell it."""
     columns, classes = np.argmax(task.query.targets, 1), task.query.classes
     names = [chr(ord("A") + k) for k in range(task.query.targets.shape[1])]
     for column, number in zip(columns, () if isinstance(classes, tuple) else np.asarray(classes), strict=False):
-        names[column] = source.names[number] if number < len(source.names) else names[column]
+        names[column] = html.escape(source.names[number]) if number < len(source.names) else names[column]
     return names
 
 

@@ -199,7 +199,9 @@ class Run:
         if is_path(data) and data not in DATA:
             data = str(Path(data).expanduser().absolute())
         shape = self.input_shape
-        if Path(data).is_dir() and len(shape) == 3:  # images are brought to what the run was trained with
+        if (
+            data not in DATA and Path(data).is_dir() and len(shape) == 3
+        ):  # images are brought to what the run was trained with
             own = {"size": shape[0] if shape[0] == shape[1] else shape[:2], "channels": shape[2]} | own
         entry = data_entry(data, own)
         if entry.kind != self.config.kind:
