@@ -10,6 +10,7 @@ import pytest
 
 import jmeta
 from jmeta.runs import settings
+from jmeta.runs.report import _column_names
 from jmeta.runs.run import read_config
 
 SMALL = {"learner": "maml", "data": "sinusoid", "tasks": 2, "steps": 4}
@@ -89,3 +90,10 @@ def test_a_run_is_shown_in_a_line_and_knows_what_an_episode_has():
     assert repr(run) == "Run(maml on sinusoid, mlp, step 0 of 7)"
     with pytest.raises(jmeta.ConfigError, match="there is no size of an episode 'shot'; did you mean 'shots'"):
         run.evaluate(shot=5)
+
+
+def test_names_of_classes_are_text_and_no_markup_in_a_report():
+    x, labels = np.eye(6, dtype=np.float32), np.repeat([0, 1], 3)
+    source = jmeta.from_arrays(x, labels, ways=2, shots=1, queries=1, names=["a<b", "c"])
+    names = _column_names(source, source.sample(jax.random.key(0), source.data))
+    assert sorted(names) == ["a&lt;b", "c"]
