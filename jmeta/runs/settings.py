@@ -18,7 +18,7 @@ from jmeta.core import MetaLearner, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.distances import DISTANCES
 from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
-from jmeta.models.networks import Norm
+from jmeta.models.norms import Norm
 from jmeta.runs.entries import LOSSES, METRICS, DataEntry
 from jmeta.runs.own import data_entry, model_entry
 from jmeta.runs.ranges import check_values
