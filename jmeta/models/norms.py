@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
@@ -79,12 +78,12 @@ class BatchNorm(nn.Module):
             mean = self.variable(kind, "mean", jnp.zeros, shape, x.dtype)
             variance = self.variable(kind, "var", jnp.ones, shape, x.dtype)
         if train or self.policy == "transductive":
-            rows = x.reshape(1, -1, *shape)
+            rows = x.reshape(1, -1, *shape, 1)
             weights = None
             if mask is not None:
                 weights = jnp.repeat(mask.astype(x.dtype), rows.shape[1] // len(x))
                 weights = weights / jnp.maximum(weights.sum(), 1.0)
-            μ, r = (a.reshape(shape) for a in _moments(rows, weights, shape[0], self.epsilon))
+            μ, r = (a.reshape(shape) for a in _moments(rows, weights, self.epsilon))
             if self.policy != "transductive" and not self.is_initializing():
                 kept = self.momentum if self.policy == "running" else 0.0
                 σ2 = 1.0 / jnp.square(r) - jnp.asarray(self.epsilon, x.dtype)
@@ -144,8 +143,10 @@ class GroupNorm(nn.Module):
         if self.groups < 1 or features % self.groups:
             raise ModelError(f"{self.groups} groups do not divide {features} features; choose a divisor.")
         γ, β = _scale_and_shift(self, self.scale, (features,), x.dtype)
-        moments = _moments(x.reshape(x.shape[0], -1, features), None, self.groups, self.epsilon)
-        μ, r = (a.reshape(x.shape[0], *(1 for _ in x.shape[1:-1]), features) for a in moments)
+        grouped = x.reshape(len(x), -1, self.groups, features // self.groups)
+        moments = _moments(grouped, None, self.epsilon)
+        each = len(x), *(1 for _ in x.shape[1:-1]), features
+        μ, r = (jnp.broadcast_to(a, (len(x), 1, *grouped.shape[2:])).reshape(each) for a in moments)
         return _normalised(x, μ, r, γ, β, pool, self.dtype)
 
 
@@ -178,43 +179,31 @@ def _scale_and_shift(module: nn.Module, scale: bool, shape: tuple[int], dtype: A
     return module.param("scale", nn.initializers.ones_init(), shape, dtype) if scale else None, β
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _moments(x: Array, weights: Array | None, groups: int, ε: float) -> tuple[Array, Array]:
-    """μ and r = 1 / √(σ² + ε) of `[batches, rows, features]`, over rows and the features of a group.
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _moments(x: Array, weights: Array | None, ε: float) -> tuple[Array, Array]:
+    """μ and r = 1 / √(σ² + ε) of `[batches, rows, groups, features]`, over the rows and the features of a group.
 
     dμ = E[dx] and dr = −r³ E[(x − μ) dx], which is all that a derivative of any order needs.
     """
     # One pass over x less than the mean of (x − μ)²; any shift near μ keeps it as exact.
-    near = x[:, :1]
+    near = x[:, :1, :, :1]
     shifted = x - near
     first, second = _mean(shifted, weights), _mean(jnp.square(shifted), weights)
-    μ = _over_groups(near + first, groups)
-    away = μ - near
-    σ2 = jnp.maximum(_over_groups(second - 2.0 * away * first + jnp.square(away), groups), 0.0)
-    return μ, lax.rsqrt(σ2 + jnp.asarray(ε, x.dtype))
+    σ2 = jnp.maximum(second - jnp.square(first), 0.0)
+    return near + first, lax.rsqrt(σ2 + jnp.asarray(ε, x.dtype))
 
 
 @_moments.defjvp
-def _moments_jvp(groups: int, ε: float, primals: Any, tangents: Any) -> Any:
+def _moments_jvp(ε: float, primals: Any, tangents: Any) -> Any:
     (x, weights), (ẋ, _) = primals, tangents
-    μ, r = _moments(x, weights, groups, ε)
-    μ̇ = _over_groups(_mean(ẋ, weights), groups)
-    return (μ, r), (μ̇, -(r**3) * _over_groups(_mean((x - μ) * ẋ, weights), groups))
+    μ, r = _moments(x, weights, ε)
+    return (μ, r), (_mean(ẋ, weights), -(r**3) * _mean((x - μ) * ẋ, weights))
 
 
 def _mean(x: Array, weights: Array | None) -> Array:
-    """Over the rows of `[batches, rows, features]`."""
-    return x.mean(axis=1, keepdims=True) if weights is None else jnp.einsum("r,brf->bf", weights, x)[:, None]
-
-
-def _over_groups(x: Array, groups: int) -> Array:
-    """The mean over the features of a group, for each feature, as one product; features of their own stay."""
-    features = x.shape[-1]
-    if groups == features:
-        return x
-    group = np.arange(features) * groups // features
-    average = jnp.asarray((group[:, None] == group[None]) * (groups / features), x.dtype)
-    return jnp.matmul(x, average, precision=lax.Precision.HIGHEST)
+    """Over rows and features of `[batches, rows, groups, features]`; rows first, whose sums are those of vectors."""
+    rows = x.mean(axis=1, keepdims=True) if weights is None else jnp.einsum("r,brgf->bgf", weights, x)[:, None]
+    return rows.mean(axis=3, keepdims=True)
 
 
 def _normalised(

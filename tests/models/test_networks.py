@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -305,6 +307,19 @@ def test_groups_that_do_not_divide_the_features_are_told():
         jmeta.Conv4(features=20).init(jax.random.key(0), jnp.ones((1, 16, 16, 1)))
 
 
+def executed(program):
+    """How many operations a compiled program calls; what is inside of a fusion is one of them."""
+    inside = set(re.findall(r"(?:calls|to_apply)=%([\w.-]+)", program))
+    count, body = 0, ""
+    for line in program.splitlines():
+        if line.endswith("{"):
+            body = line.split()[0].removeprefix("ENTRY").lstrip("%")
+        operation = re.search(r" = \S+ ([\w-]+)\(", line)
+        nothing = ("bitcast", "parameter", "constant", "get-tuple-element", "tuple")
+        count += operation is not None and operation[1] not in nothing and body not in inside
+    return count
+
+
 def test_group_norm_costs_what_batch_norm_costs():
     """Counted in the compiled meta-gradient of one task, exact MAML, the network of the papers."""
     source = jmeta.from_arrays(np.zeros((40, 28, 28, 1), np.uint8), np.repeat(np.arange(5), 8), queries=5)
@@ -317,9 +332,9 @@ def test_group_norm_costs_what_batch_norm_costs():
         tasks = jax.tree.map(lambda x: x[None], task)
         program = jax.jit(jax.grad(lambda p: learner.objective(key, p, state, tasks)[0])).lower(params).compile()
         counted = program.cost_analysis()
-        return counted["flops"], counted["bytes accessed"], program.as_text().count("\n")
+        return counted["flops"], counted["bytes accessed"], executed(program.as_text())
 
     flops, bytes_accessed, operations = np.asarray(cost()) / np.asarray(cost(norm="transductive"))
     assert flops < 1.02
     assert bytes_accessed < 1.1
-    assert operations < 1.1
+    assert operations < 1.15
