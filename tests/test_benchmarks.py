@@ -11,9 +11,10 @@ import pytest
 import jmeta
 from benchmarks import bilevel, latency, learners, molecules, profile, side_information
 from benchmarks.machine import environment
-from benchmarks.speed import report
+from benchmarks.speed import report, worker
 from benchmarks.speed.cases import CASES, flops
-from benchmarks.speed.measure import SYSTEMS, check_losses, measure
+from benchmarks.speed.measure import check_losses, measure
+from benchmarks.speed.systems import SYSTEMS
 from jmeta.runs.registry import LEARNERS
 
 BY_NAME = {case.name: case for case in CASES}
@@ -38,24 +39,44 @@ def test_case_names_are_unique():
     ],
 )
 def test_jmeta_in_each_family(name):
-    result = measure(small(BY_NAME[name]), ["jmeta", "fixed batch"], calls=1, budget=0)
-    assert all(system["seconds"] > 0 and np.isfinite(system["losses"]).all() for system in result["systems"].values())
+    case = small(BY_NAME[name])
+    systems = [system for system in ("jmeta", "default norm", "fixed batch") if SYSTEMS[system].enters(case)]
+    for system in systems:
+        result = worker.run(case, system, calls=1, budget=0)
+        assert len(result["spent"]) == 2 and result["steps"] == 2
+        assert np.isfinite(result["losses"]).all()
+        assert result["memory"] > 1e8
 
 
-@pytest.mark.filterwarnings("ignore:the inner loop adapts convolutions")  # as the peer nn.Conv is there to show
-@pytest.mark.parametrize("name", ["higher", "torchopt", "torch.func", "jax-meta", "nn.Conv"])
-def test_a_peer_has_the_loss_of_jmeta(name):
+@pytest.mark.parametrize("name", ["jmeta", "higher", "torchopt", "torch.func", "jax-meta", "nn.Conv"])
+def test_a_system_has_the_loss_of_jmeta_in_a_process_of_its_own(name, monkeypatch):
     reason = SYSTEMS[name].missing()
     if reason:
         pytest.skip(f"{reason}; pip install -e '.[peers]'")
+    monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")  # jax-meta mixes dtypes
+    monkeypatch.setenv("JAX_NUMPY_RANK_PROMOTION", "allow")
     case = small(BY_NAME["sinusoid, exact, 1 step"] if name != "nn.Conv" else MAML)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # jax-meta mixes dtypes
-        assert set(measure(case, ["jmeta", name], calls=1, budget=0)["systems"]) == {"jmeta", name}
+    systems = measure(case, list(dict.fromkeys(["jmeta", name])), calls=1, budget=0)["systems"]
+    assert set(systems) == {"jmeta", name}
+    assert all(system["seconds"] > 0 and system["memory"] > 1e8 for system in systems.values())
+
+
+def test_a_system_that_ends_before_its_time_is_a_row_that_says_so(tmp_path, monkeypatch):
+    raises = measure(replace(small(MAML), inner_rate=-1.0), ["jmeta"], calls=1, budget=0)["systems"]["jmeta"]
+    assert "inner_rate is -1.0" in raises["died"]
+    shell = tmp_path / "python"
+    shell.write_text("#!/bin/sh\nkill -9 $$\n")
+    shell.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(shell))
+    rows = {MAML.name: measure(small(MAML), ["jmeta"], calls=1, budget=0)}
+    assert rows[MAML.name]["systems"]["jmeta"] == {"died": "killed by SIGKILL"}
+    text = report.markdown({"cpu": "a", "threads": 2, "python": "3", "versions": {}}, report.tables(rows))
+    assert f"| {MAML.label} | killed by SIGKILL |" in text
 
 
 def test_a_wrong_gradient_is_seen():
     exact, first_order = (
-        measure(replace(small(MAML), first_order=flag), ["jmeta"], calls=1, budget=0)["systems"]["jmeta"]["losses"]
+        worker.run(replace(small(MAML), first_order=flag), "jmeta", calls=1, budget=0)["losses"]
         for flag in (False, True)
     )
     with pytest.raises(RuntimeError, match="meta-step 2"):
@@ -76,7 +97,7 @@ def test_flops_of_the_known_case():
 
 def test_the_report(tmp_path):
     def system(seconds):
-        return {"seconds": seconds, "compile": 1.0, "tasks": 32}
+        return {"seconds": seconds, "compile": 1.0, "tasks": 32, "processes": 2, "memory": 3e9}
 
     rows = {
         MAML.name: {"flops": 1e9, "peak": 1e11, "tasks": 32, "systems": {"jmeta": system(0.1), "higher": system(0.2)}}
@@ -84,7 +105,8 @@ def test_the_report(tmp_path):
     tables = report.tables(rows)
     environment = {"cpu": "a", "threads": 2, "python": "3", "versions": {"jax": "1"}}
     text = report.markdown(environment, tables)
-    assert f"| {MAML.label} | 100 | 200 (2.0) |" in text
+    assert f"| {MAML.label} | 100² | 200² (2.0) |" in text
+    assert f"| {MAML.name} | 3.0 | 3.0 |" in text
     assert "2.00 (higher)" in text
     report.picture(tmp_path / "speed.png", rows)
     assert (tmp_path / "speed.png").stat().st_size > 1000

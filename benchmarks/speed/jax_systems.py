@@ -41,6 +41,13 @@ def run_jmeta(case: Case) -> Step:
     return _scan(case, learner(case), None)
 
 
+def run_default_norm(case: Case) -> Step:
+    """The same with the network as jmeta has it by default, group norm above all, from weights of its own."""
+    outputs = case.ways if case.inner_steps else None
+    network = jmeta.Conv4(outputs, pooling="max" if case.network == "conv4-max" else "stride")
+    return _scan(case, learner(case, jmeta.linen(network)), None, own_weights=True)
+
+
 def run_fixed_batch(case: Case) -> Step:
     """The same without sampling."""
     return run_jmeta(replace(case, source="fixed"))
@@ -72,11 +79,11 @@ class NnConv4(nn.Module):
         return nn.Dense(self.case.ways, name="head")(x.reshape(len(x), -1) if pool else x.mean((1, 2)))
 
 
-def _scan(case: Case, learner: jmeta.MetaLearner, task_chunk: int | None) -> Step:
+def _scan(case: Case, learner: jmeta.MetaLearner, task_chunk: int | None, *, own_weights: bool = False) -> Step:
     optimizer, source = optax.adam(case.rate, eps=EPSILON), _source(case)
     state = jmeta.init(jax.random.key(0), learner, optimizer, source)
-    # A copy of its own: the weights are shared by all systems of a case.
-    state = state._replace(params=jax.tree.map(jnp.array, weights(replace(case, source="fixed"))))
+    if not own_weights:
+        state = state._replace(params=jax.tree.map(jnp.array, weights(replace(case, source="fixed"))))
 
     def step() -> np.ndarray:
         nonlocal state

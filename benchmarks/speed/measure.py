@@ -1,161 +1,129 @@
-"""The contestants by name, and the stop watch."""
+"""The stop watch: every system in a process of its own, in turn."""
 
-import gc
-import importlib
+import json
 import os
-import pkgutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks.machine import matmul_peak
+from benchmarks.machine import matmul_peak, threads
 from benchmarks.speed.cases import Case, flops
-from benchmarks.speed.jax_systems import Step, run_jmeta
+from benchmarks.speed.systems import SYSTEMS, System
 
-INSTALL = "pip install -e '.[peers]'"
 # Of the loss before and after the first outer update, relative. After five inner steps the meta-gradients of higher and
 # torchopt have a rounding error that moves the second loss by 1e-3; jmeta and torch.func agree to 1e-5.
 TOLERANCE = (1e-4, 2e-3)
 
 
-@dataclass(frozen=True)
-class System:
-    """A contestant.
-
-    Args:
-        function: `module:function` in this package, `Case -> Step`.
-        packages: what it needs.
-        enters: in which cases it takes part.
-        tasks: how many tasks it is timed with, where all of them take too long; its time is scaled up to all tasks.
-    """
-
-    function: str
-    packages: tuple[str, ...]
-    enters: Callable[[Case], bool]
-    tasks: int | None = None
-
-    def missing(self) -> str | None:
-        """What keeps it from running here."""
-        try:
-            for package in self.packages:
-                importlib.import_module(package.replace("dm-", "").replace("-", "_"))
-        except ImportError as error:
-            return str(error)
-        return None
-
-    def timed(self, case: Case) -> Case:
-        """The case with as many tasks as it is timed with."""
-        return replace(case, tasks=min(self.tasks or case.tasks, case.tasks))
-
-    def start(self, case: Case) -> Step:
-        """A function that does some meta-steps and returns their losses."""
-        return pkgutil.resolve_name(f"benchmarks.speed.{self.function}")(self.timed(case))
-
-
-def _maml(case: Case) -> bool:
-    return case.inner_steps > 0 and case.source != "glyphs"
-
-
-def _bearable(case: Case) -> bool:
-    """Cases in which a grouped convolution's gradient takes seconds a meta-step and not minutes."""
-    return case.network == "mlp" or (case.network == "conv4-stride" and case.inner_steps == 1)
-
-
-_JAX = ("jax", "jaxlib", "flax", "optax")
-SYSTEMS: Mapping[str, System] = {
-    "jmeta": System("jax_systems:run_jmeta", _JAX, lambda case: True),
-    "fixed batch": System("jax_systems:run_fixed_batch", _JAX, lambda case: case.source != "fixed"),
-    "higher": System("torch_systems:run_higher", ("torch", "higher"), _maml),
-    "torchopt": System("torch_systems:run_torchopt", ("torch", "torchopt"), _maml),
-    "torch.func": System("torch_systems:run_torch_func", ("torch",), _maml),
-    "PyTorch": System("torch_systems:run_prototypical", ("torch",), lambda case: not case.inner_steps),
-    # jax-meta has no first order.
-    "jax-meta": System(
-        "jax_systems:run_jax_meta",
-        ("jax-meta", "dm-haiku"),
-        lambda case: _maml(case) and _bearable(case) and not case.first_order,
-    ),
-    "nn.Conv": System(
-        "jax_systems:run_nn_conv",
-        _JAX,
-        lambda case: (
-            _maml(case)
-            and _bearable(case)
-            and case.network != "mlp"
-            and case.source == "fixed"
-            and not case.first_order
-        ),
-        tasks=4,
-    ),
-}
-
-
-def measure(case: Case, names: Sequence[str], *, calls: int, budget: float) -> dict[str, Any]:
-    """Times some systems in turn.
+def measure(case: Case, names: Sequence[str], *, calls: int, budget: float, rounds: int = 1) -> dict[str, Any]:
+    """Times some systems.
 
     Args:
         case: what is timed.
         names: the systems; those that do not enter the case are left out.
-        calls: timed calls of each, after a first one that compiles.
-        budget: seconds after which a system is called no more, but for one timed call.
+        calls: timed calls of each process, after a first one that compiles.
+        budget: seconds after which a process is called no more, but for one timed call.
+        rounds: how often all systems have their turn, each time in new processes.
 
     Returns:
         The case, the circumstances, and for each system the median seconds a meta-step, all of them, the seconds of the
-        first call, the first losses and the number of tasks it was timed with; seconds are scaled to all tasks.
+        first call, the first losses, the peak of memory in bytes, and how many tasks and processes it was timed with;
+        seconds are scaled to all tasks. A system that ended before its time has `"died"` instead, the reason.
 
     Raises:
         RuntimeError: systems differ in their loss before or after the first outer update.
     """
     entered = {name: SYSTEMS[name] for name in names if SYSTEMS[name].enters(case)}
     before = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "load": os.getloadavg(), "peak": matmul_peak()}
-    steps = {name: system.start(case) for name, system in entered.items()}
-    spent: dict[str, list[float]] = {name: [] for name in entered}
-    losses: dict[str, list[float]] = {name: [] for name in entered}
-    seconds: dict[str, list[float]] = {name: [] for name in entered}
-    for call in range(1 + calls):
-        for name, step in steps.items():
-            if call > 1 and sum(spent[name]) > budget:
-                continue
-            begin = time.perf_counter()
-            values = step().tolist()
-            spent[name].append(time.perf_counter() - begin)
-            scale = case.tasks / entered[name].timed(case).tasks
-            seconds[name].append(spent[name][-1] / len(values) * scale)
-            losses[name] += values
-        if call == 1 and case.source == "fixed":
-            _check_all(case, entered, losses)
-    steps.clear()
-    jax.clear_caches()
-    gc.collect()
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in entered}
+    for _ in range(rounds):
+        for name, system in entered.items():
+            turns[name].append(_turn(case, name, system, calls=calls, budget=budget))
+    systems = {name: _together(results) for name, results in turns.items()}
+    if case.source == "fixed":
+        _check_all(case, systems)
+    return {**asdict(case), "flops": flops(case), **before, "systems": systems}
+
+
+def _turn(case: Case, name: str, system: System, **how: Any) -> dict[str, Any]:
+    """One process with all threads and, for some, one with one thread a core: what was faster."""
+    timed = replace(case, tasks=min(system.tasks or case.tasks, case.tasks))
+    results = [_processes(timed, name, 1, **how)]
+    cores = threads()
+    if system.processes and cores > 1 and case.tasks % cores == 0 and case.tasks > 1:
+        results.append(_processes(timed, name, cores, **how))
+    alive = [result for result in results if "died" not in result]
+    if not alive:
+        return results[0]
+    best = min(alive, key=lambda result: np.median(result["all_seconds"]))
+    scale = case.tasks / timed.tasks
+    # the losses are those of all tasks together
+    return {**best, "all_seconds": [scale * s for s in best["all_seconds"]], "losses": alive[0]["losses"][:2]}
+
+
+def _processes(case: Case, name: str, count: int, **how: Any) -> dict[str, Any]:
+    asked = json.dumps({"case": asdict(replace(case, tasks=case.tasks // count)), "name": name, **how})
+    command = [sys.executable, "-m", "benchmarks.speed.worker", asked]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    if count > 1:
+        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    pin = [["taskset", "--cpu-list", str(core)] if count > 1 else [] for core in sorted(os.sched_getaffinity(0))]
+    started = [
+        subprocess.Popen(pin[i] + command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for i in range(count)
+    ]
+    ended = [process.communicate() for process in started]
+    for process, (_, error) in zip(started, ended, strict=True):
+        if process.returncode < 0:
+            return {"died": f"killed by {signal.Signals(-process.returncode).name}"}
+        if process.returncode:
+            return {"died": (error.strip().splitlines() or ["without a word"])[-1][:200]}
+    results = [json.loads(out.splitlines()[-1]) for out, _ in ended]
+    slowest = max(results, key=lambda result: np.median(result["spent"][1:]))
     return {
-        **asdict(case),
-        "flops": flops(case),
-        **before,
-        "systems": {
-            name: {
-                "seconds": float(np.median(times[1:])),
-                "all_seconds": times[1:],  # far apart where other programs took the cores
-                "first_call": spent[name][0],
-                "compile": spent[name][0] - float(np.median(spent[name][1:])),
-                "losses": losses[name][:2],
-                "tasks": entered[name].timed(case).tasks,
-            }
-            for name, times in seconds.items()
-        },
+        "all_seconds": [seconds / slowest["steps"] for seconds in slowest["spent"][1:]],
+        "first_call": slowest["spent"][0],
+        "compile": slowest["spent"][0] - float(np.median(slowest["spent"][1:])),
+        "losses": results[0]["losses"],
+        "memory": sum(result["memory"] for result in results),
+        "tasks": case.tasks,
+        "processes": count,
     }
 
 
-def _check_all(case: Case, systems: Mapping[str, System], losses: Mapping[str, Sequence[float]]) -> None:
-    for tasks in sorted({system.timed(case).tasks for system in systems.values()}):
-        same = {name: losses[name] for name, system in systems.items() if system.timed(case).tasks == tasks}
+def _together(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All turns of a system."""
+    died = [result for result in results if "died" in result]
+    if died:
+        return died[0]
+    seconds = [s for result in results for s in result["all_seconds"]]
+    last = results[-1]
+    return {
+        **last,
+        "seconds": float(np.median(seconds)),
+        "all_seconds": seconds,  # far apart where other programs took the cores
+        "compile": float(np.median([result["compile"] for result in results])),
+        "memory": max(result["memory"] for result in results),
+    }
+
+
+def _check_all(case: Case, systems: Mapping[str, Mapping[str, Any]]) -> None:
+    by_tasks: dict[int, dict[str, Sequence[float]]] = {}
+    for name, system in systems.items():
+        if "died" not in system and SYSTEMS[name].same_loss:
+            by_tasks.setdefault(system["tasks"], {})[name] = system["losses"]
+    for tasks, losses in by_tasks.items():
         if tasks < case.tasks:
-            same["jmeta, fewer tasks"] = run_jmeta(replace(case, tasks=tasks, steps=2))().tolist()
-        check_losses(same)
+            fewer = replace(case, tasks=tasks, steps=2)
+            losses["jmeta, fewer tasks"] = _processes(fewer, "jmeta", 1, calls=1, budget=0.0)["losses"]
+        check_losses(losses)
 
 
 def check_losses(losses: Mapping[str, Sequence[float]]) -> None:

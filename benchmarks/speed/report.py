@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks.speed.cases import CASES, Case
-
-PEERS = ("higher", "torchopt", "torch.func", "PyTorch")
+from benchmarks.speed.systems import PEERS
 
 Rows = Mapping[str, Mapping[str, Any]]  # what `measure` returns, by the name of the case
 
@@ -35,7 +34,8 @@ def tables(rows: Rows) -> list[Table]:
     measured = [case for case in CASES if case.name in rows]
     groups = dict.fromkeys(case.group for case in measured)
     parts = [_group(group, [case for case in measured if case.group == group], rows) for group in groups]
-    return [*parts, _summary({case.name: rows[case.name] for case in measured})]
+    chosen = {case.name: rows[case.name] for case in measured}
+    return [*parts, _memory(chosen), _summary(chosen)]
 
 
 def _group(title: str, cases: Sequence[Case], rows: Rows) -> Table:
@@ -44,14 +44,17 @@ def _group(title: str, cases: Sequence[Case], rows: Rows) -> Table:
     def cell(systems: Mapping[str, Any], name: str) -> str:
         if name not in systems:
             return "–"
-        ratio = f" ({_short(_ratio(systems, name))})" if name != "jmeta" and "jmeta" in systems else ""
-        return _short(1e3 * systems[name]["seconds"]) + ratio
+        if "died" in systems[name]:
+            return systems[name]["died"]
+        ratio = f" ({_short(_ratio(systems, name))})" if name != "jmeta" and _ran(systems, "jmeta") else ""
+        processes = "²" if systems[name].get("processes", 1) > 1 else ""
+        return _short(1e3 * systems[name]["seconds"]) + processes + ratio
 
     fewer = {
         name: f"{name}: timed with {system['tasks']} tasks, times {rows[case.name]['tasks'] // system['tasks']}."
         for case in cases
         for name, system in rows[case.name]["systems"].items()
-        if system["tasks"] < rows[case.name]["tasks"]
+        if system.get("tasks", rows[case.name]["tasks"]) < rows[case.name]["tasks"]
     }
     return Table(
         f"{title}: milliseconds a meta-step (times jmeta)",
@@ -65,9 +68,9 @@ def _summary(rows: Rows) -> Table:
     def line(row: Mapping[str, Any]) -> tuple[str, ...]:
         systems = row["systems"]
         own = systems["jmeta"]
-        peers = [name for name in PEERS if name in systems]
+        peers = [name for name in PEERS if _ran(systems, name)]
         fastest = min(peers, key=lambda name: systems[name]["seconds"], default=None)
-        sampling = 1 - systems["fixed batch"]["seconds"] / own["seconds"] if "fixed batch" in systems else None
+        sampling = 1 - systems["fixed batch"]["seconds"] / own["seconds"] if _ran(systems, "fixed batch") else None
         return (
             _short(1e3 * own["seconds"]),
             f"{_ratio(systems, fastest):.2f} ({fastest})" if fastest else "–",
@@ -80,12 +83,30 @@ def _summary(rows: Rows) -> Table:
     return Table(
         "jmeta",
         ("case", "ms", "fastest peer", "compile", "GFLOP", "peak", "sampling"),
-        [(name, *line(row)) for name, row in rows.items() if "jmeta" in row["systems"]],
+        [(name, *line(row)) for name, row in rows.items() if _ran(row["systems"], "jmeta")],
         (
             f"Fastest peer: of {', '.join(PEERS)}, its time over jmeta's. Compile: seconds. "
-            "Peak: share of the FLOP/s of a float32 matrix product in JAX. Sampling: its share of the meta-step.",
+            "Peak: share of the FLOP/s of a float32 matrix product in JAX. Sampling: its share of the meta-step. "
+            "²: two processes of one thread, half of the tasks each, where that was faster.",
         ),
     )
+
+
+def _memory(rows: Rows) -> Table:
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["systems"]))
+
+    def cell(systems: Mapping[str, Any], name: str) -> str:
+        return f"{systems[name]['memory'] / 1e9:.1f}" if _ran(systems, name) and "memory" in systems[name] else "–"
+
+    return Table(
+        "Peak memory, GB, of all processes of a system",
+        ("case", *names),
+        [(case, *(cell(row["systems"], name) for name in names)) for case, row in rows.items()],
+    )
+
+
+def _ran(systems: Mapping[str, Any], name: str) -> bool:
+    return name in systems and "died" not in systems[name]
 
 
 def _ratio(systems: Mapping[str, Any], name: str) -> float:
@@ -131,17 +152,18 @@ def picture(file: Path, rows: Rows) -> None:
     """
     from matplotlib.figure import Figure
 
-    shown = [c.name for c in CASES if set(rows.get(c.name, {}).get("systems", ())) > {"jmeta"}]
+    alive = {case: {n for n in row["systems"] if _ran(row["systems"], n)} for case, row in rows.items()}
+    shown = [c.name for c in CASES if alive.get(c.name, set()) > {"jmeta"}]
     names = [n for n in dict.fromkeys(n for case in shown for n in rows[case]["systems"]) if n != "jmeta"]
     half = -(-len(shown) // 2)
-    bars = sum(len(rows[case]["systems"]) for case in shown[:half])
+    bars = sum(len(alive[case]) for case in shown[:half])
     figure = Figure(figsize=(13, 2 + 0.16 * bars), layout="constrained")
     for axes, cases in zip(figure.subplots(1, 2, sharex=True), (shown[:half], shown[half:]), strict=True):
         y, ticks = 0.0, []
         for case in cases:
             systems = rows[case]["systems"]
             top = y
-            for name in (n for n in names if n in systems):
+            for name in (n for n in names if n in alive[case]):
                 ratio = _ratio(systems, name)
                 # From 1, so that what is slower than jmeta points to the right.
                 axes.barh(y, ratio - 1, left=1, color=f"C{names.index(name)}", label=name)
