@@ -1,5 +1,6 @@
 """The benchmarks. Speed: jmeta's systems run on small cases, other systems where they are installed."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 import jmeta
-from benchmarks import bilevel, latency, learners, molecules, profile, side_information
+from benchmarks import accelerator, bilevel, latency, learners, molecules, profile, side_information
 from benchmarks.machine import environment
 from benchmarks.speed import report, worker
 from benchmarks.speed.cases import CASES, flops
@@ -196,3 +197,45 @@ def test_latency_is_a_line_for_each_number_of_images():
     row = {"model": "conv4", "bytes": 500_000, "images": {"1": {"classifier": times}, "64": {"classifier": times}}}
     table = latency.markdown({"maml": row})
     assert f"| maml | conv4 | 64 | {times['median']:.2f} ({times['p95']:.2f}) | 0.50 MB |" in table
+
+
+def test_the_accelerator_in_its_small_form(tmp_path):
+    out = tmp_path / "results.jsonl"
+    rows = accelerator.main(["--small", "--parts", "device", "reward", "--out", str(out)])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+    assert not any("error" in row for row in rows)
+    assert rows[-1]["environment_steps_a_second"] > 0
+    assert "| rl2 | bandit | 8 |" in accelerator.table(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the inner loop adapts convolutions")  # as the grouped lowering is there to show
+def test_every_part_of_the_accelerator_in_its_small_form(tmp_path):
+    rows = accelerator.main(["--small", "--out", str(tmp_path / "results.jsonl")])
+    assert not any("error" in row for row in rows)
+    assert {row["part"] for row in rows} == set(accelerator.PARTS)
+    limits = {"float64": 1e-12, "float32": 1e-5}
+    assert all(row["difference"] < limits[row["dtype"]] for row in rows if row["part"] == "agree")
+
+
+def test_a_part_that_fails_ends_no_other(tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(accelerator, "agree", fails)
+    rows = accelerator.main(["--small", "--parts", "agree", "device", "--out", str(tmp_path / "results.jsonl")])
+    assert "too large" in rows[0]["error"]
+    assert rows[1]["kind"]
+
+
+def test_omniglot_travels_in_one_file(tmp_path):
+    try:
+        jmeta.omniglot(split="test")
+    except jmeta.DataError as error:
+        pytest.skip(str(error))
+    accelerator.main(["--pack", str(tmp_path / "omniglot.npz")])
+    source = accelerator.packed(tmp_path / "omniglot.npz", "test")
+    given = jmeta.omniglot(split="test")
+    task, expected = (s.sample(jax.random.key(0), s.data) for s in (source, given))
+    assert set(np.unique(task.query.inputs)) == {0.0, 1.0}
+    np.testing.assert_array_equal(np.asarray(task.query.inputs), np.asarray(expected.query.inputs) > 0.5)
