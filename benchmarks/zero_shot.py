@@ -116,12 +116,12 @@ def generalised(norm: Norm, steps: int, seed: int, faces: int = 3) -> dict[str, 
 def markdown(rows: dict[str, Any]) -> str:
     """The two tables."""
     lines = [
-        [kind, NORMS[policy], percent(row["5"]), percent(row["20"]), f"{row['seconds']:.0f} s"]
+        [kind, NORMS[policy], percent(row["5"]), percent(row["20"])]
         for kind in ("attributes", "text")
         for policy in NORMS
         if (row := rows.get(f"{kind}, {policy}"))
     ]
-    text = markdown_table(["description", "network", "5-way", "20-way", "training"], lines)
+    text = markdown_table(["description", "network", "5-way", "20-way"], lines)
     general = [
         [NORMS[policy], name, *(f"{100 * row[name][share]:.1f} %" for share in ("seen", "unseen", "harmonic_mean"))]
         for policy in NORMS
@@ -154,7 +154,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
     axes.set(ylabel="accuracy, unseen characters", ylim=(0, 1), title="zero-shot from the Unicode name; dots: chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(file, dpi=120)
 
 
