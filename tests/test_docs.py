@@ -1,10 +1,14 @@
 """The code in README.md and docs/ runs as it stands there, with fewer steps."""
 
+import functools
 import re
 import runpy
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jmeta
@@ -27,6 +31,32 @@ def test_code(block, tmp_path, monkeypatch, capsys):
     block = re.sub(r"\bsteps=[\d_]+", "steps=2", block).replace("test)", "test, episodes=2)")
     exec(compile(block, "documentation", "exec"), {"__name__": "__main__"})
     assert "'ci95'" in capsys.readouterr().out  # a result with its protocol
+
+
+def test_the_examples_of_the_how_to_page_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    images, labels = random.random((600, 16, 16, 1), np.float32), np.repeat(np.arange(30), 20)
+    tokens = {"ids": np.ones((20, 4), int), "mask": np.ones((20, 4)), "targets": np.ones((20, 1))}
+    names = {"images": images, "labels": labels, "key": jax.random.key(0), "data": tokens, "functools": functools}
+    exec("import jax, jmeta, numpy as np, optax", names)
+    names["model"] = jmeta.linen(jmeta.MLP(outputs=5))
+    names["optimizer"] = optax.adam(1e-3)
+    page = (ROOT / "docs" / "how-to.md").read_text()
+    blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    # what follows is of a folder of pictures, and of runs as long as they are by default
+    runs = [block for block in blocks if not re.search(r"read_images|Run\.begin|jmeta\.load", block)]
+    assert len(runs) >= len(blocks) - 3 >= 6
+    for block in runs:
+        block = re.sub(r"\bsteps=2000", "steps=2", re.sub(r"\bsteps=[14]000", "steps=4", block))
+        block = re.sub(r"jmeta\.Conv4\(outputs=5\)", "jmeta.Conv4(outputs=5, features=8)", block)
+        block = block.replace("episodes=200", "episodes=2").replace("test)", "test, episodes=2)")
+        names["pretrained"] = names["fitted"].params if "fitted" in names else {}
+        names["validation"] = names.get("test")
+        exec(compile(block, "how-to", "exec"), names)
+    task = names["source"].sample(jax.random.key(0), jax.tree.map(jnp.asarray, tokens))
+    assert task.support.inputs["ids"].shape == (4, 4)
+    assert (tmp_path / "runs" / "best").exists()
 
 
 def test_the_first_example_is_under_twenty_lines():
