@@ -200,10 +200,12 @@ class Config:
     own: Mapping[str, Any] = setting(absent=dict)  # what is known of data of one's own, with the settings of `Own`
     version: int = setting(absent=VERSION, default=VERSION)
 
-    def __post_init__(self) -> None:
-        for name in [name for name, declared in SETTINGS.items() if declared.type is tuple]:
-            if isinstance(value := getattr(self, name), list | tuple):  # a list as config.json has it
-                object.__setattr__(self, name, value[0] if value[0] == value[1] else tuple(value))
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Config":
+        """The settings of values as JSON has them, where a range is a list."""
+        ranges = {name: values.get(name) for name, declared in SETTINGS.items() if declared.type is tuple}
+        pairs = {name: pair for name, pair in ranges.items() if isinstance(pair, list | tuple)}
+        return cls(**{**values, **{name: low if low == high else (low, high) for name, (low, high) in pairs.items()}})
 
     @property
     def kind(self) -> str:

@@ -334,7 +334,7 @@ def read_config(run: Path) -> Config:
     try:
         found = _today(json.loads((run / "config.json").read_text()))
         check_values(found)
-        stored = Config(**found)
+        stored = Config.of(found)
         if stored.version == VERSION and (stored.own or found.keys() == SETTINGS.keys()):
             settings.check_names(stored)
             return stored
@@ -379,4 +379,4 @@ def _hashable(config: Config) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _source(config: str, split: str, sizes: tuple[tuple[str, int], ...]) -> TaskSource:
-    return settings.make_source(Config(**json.loads(config)), split, **dict(sizes))
+    return settings.make_source(Config.of(json.loads(config)), split, **dict(sizes))

@@ -87,7 +87,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     check_values(settings, least={setting.name: 0 if setting.argument in from_0 else 1 for setting in counts})
     if settings["train_ways"] != settings["ways"] and not chosen.embedding:
         raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
-    return Config(**settings)
+    return Config.of(settings)
 
 
 def _check_support(learner: str, data: str, source: DataEntry) -> None:
