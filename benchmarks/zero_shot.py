@@ -19,7 +19,7 @@ from benchmarks.results import RESULTS, Results, machine_line, markdown_table, p
 from jmeta.core import Examples
 from jmeta.data.glyphs import glyph_attributes, load_glyphs, warp
 from jmeta.metrics import harmonic_mean
-from jmeta.models.networks import Norm
+from jmeta.models.norms import Norm
 
 NORMS: dict[Norm, str] = {"group": "group norm", "transductive": "transductive batch norm"}
 

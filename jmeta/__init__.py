@@ -72,7 +72,8 @@ from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.metric import with_metric
-from jmeta.models.networks import MLP, BatchNorm, Conv4, GroupNorm
+from jmeta.models.networks import MLP, Conv4
+from jmeta.models.norms import BatchNorm, GroupNorm
 from jmeta.models.text import TextEncoder
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.rl.maml_rl import maml_rl

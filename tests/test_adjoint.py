@@ -11,7 +11,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jmeta
-from jmeta.models.networks import _max_pool, norm_layer
+from jmeta.models.networks import _max_pool
+from jmeta.models.norms import norm_layer
 
 α = 0.1
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import jmeta
-from jmeta.models.networks import norm_layer
+from jmeta.models.norms import norm_layer
 from jmeta.rl import Box, Discrete, Trajectory, point_navigation, returns
 from jmeta.runs import settings
 from jmeta.runs.registry import LEARNERS, MODELS

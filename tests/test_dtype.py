@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jmeta
 from jmeta import cli
-from jmeta.models.networks import BatchNorm
+from jmeta.models.norms import BatchNorm
 from jmeta.runs import settings
 from jmeta.runs.registry import LEARNERS
 

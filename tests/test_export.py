@@ -30,7 +30,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images, train, mask=None):
         x = jmeta.Conv(4, (3, 3), strides=2)(images)
-        x = jmeta.models.networks.norm_layer(self.norm, groups=2)(x, train=train, mask=mask).reshape(x.shape[0], -1)
+        x = jmeta.models.norms.norm_layer(self.norm, groups=2)(x, train=train, mask=mask).reshape(x.shape[0], -1)
         return jmeta.MLP(self.outputs, hidden=(8,), context=self.context)(x)
 
 

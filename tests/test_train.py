@@ -14,7 +14,7 @@ from flax import linen as nn
 
 import jmeta
 from jmeta.compilation import compiled
-from jmeta.models.networks import norm_layer
+from jmeta.models.norms import norm_layer
 from jmeta.runs import config
 from jmeta.train import _run
 

@@ -30,7 +30,7 @@ from benchmarks.speed.cases import (
     weights,
 )
 from jmeta.compilation import compiled
-from jmeta.models.networks import BatchNorm
+from jmeta.models.norms import BatchNorm
 from jmeta.train import _run
 
 Step = Callable[[], np.ndarray]

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jmeta.distances import DISTANCES
 from jmeta.errors import ConfigError, lookup
-from jmeta.models.networks import Norm
+from jmeta.models.norms import Norm
 from jmeta.runs.entries import METRICS, DataEntry
 from jmeta.runs.own import data_entry
 from jmeta.runs.registry import DATA

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jmeta.errors import ModelError
 from jmeta.models.convolution import Conv, conv_general_dilated
-from jmeta.models.networks import Norm, norm_layer
+from jmeta.models.norms import Norm, norm_layer
 
 Images = Float[Array, "n height width channels"]
 Before = Float[Array, "n height_before width_before channels_before"]

@@ -7,7 +7,8 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 import jmeta
-from jmeta.models.networks import BatchNorm, _max_pool
+from jmeta.models.networks import _max_pool
+from jmeta.models.norms import BatchNorm
 
 
 def grouped(x, groups, ε=1e-3):
