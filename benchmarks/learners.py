@@ -125,7 +125,7 @@ def measure(case: Case, seconds: float, seed: int) -> dict[str, Any]:
     steps = max(20, int(rate * seconds))
     config, learner, optimizer = sized(steps)
     fitted = jmeta.fit(key, learner, source, optimizer=optimizer, steps=steps, tasks=config.tasks, log_every=10)
-    tester = settings.make_learner(config, test, inner_steps=config.test_inner_steps)
+    tester = settings.make_learner(config, test, "test")
     metric = config.metric
     result = jmeta.evaluate(
         jax.random.key(1), tester, fitted.params, fitted.state, test, episodes=EPISODES, metric=metric

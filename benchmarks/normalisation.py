@@ -107,7 +107,7 @@ def trainer(row: Row, data: str, steps: int) -> tuple[Callable[[jax.Array], Any]
     config = settings.resolve(row.learner, data, model=row.model, norm=norm, network=options, **size)
     source = settings.make_source(config, "train")
     learner = settings.make_learner(config, source)
-    tester = settings.make_learner(config, settings.make_source(config, "test"), inner_steps=config.test_inner_steps)
+    tester = settings.make_learner(config, settings.make_source(config, "test"), "test")
     optimizer = LEARNERS[row.learner].optimizer(config.outer_rate, steps)
     step = jmeta.make_step(learner, optimizer, source, tasks=config.tasks)
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 import jmeta
 from jmeta.compilation import compiled
 from jmeta.models.norms import norm_layer
-from jmeta.runs import settings
+from jmeta.runs import config
 from jmeta.train import _run
 
 KEY = jax.random.key(0)
@@ -284,7 +284,7 @@ def test_adam_inside_trains_with_an_eps_root():
     """A network with units that are dead: half of its weights have a gradient of exactly 0."""
     fitted = jmeta.fit(
         KEY,
-        sinusoid_learner(inner_optimizer=settings.INNER_OPTIMIZERS["adam"]),
+        sinusoid_learner(inner_optimizer=config.INNER_OPTIMIZERS["adam"]),
         SOURCE,
         steps=3,
         tasks=4,

@@ -13,9 +13,9 @@ from jmeta.data.folders import read_images
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError, DataError
 from jmeta.runs import settings
+from jmeta.runs.config import Config
 from jmeta.runs.registry import LEARNERS
 from jmeta.runs.run import load
-from jmeta.runs.settings import Config
 from jmeta.runs.stopping import Signals
 
 

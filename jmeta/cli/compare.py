@@ -13,7 +13,7 @@ from jmeta.cli.show import as_json, interval
 from jmeta.errors import ConfigError
 from jmeta.runs import pictures
 from jmeta.runs.comparison import compare
-from jmeta.runs.ranges import check_values
+from jmeta.runs.config import check_values
 from jmeta.runs.run import Run, load
 from jmeta.runs.stopping import Signals
 

@@ -10,7 +10,7 @@ import tyro
 from jmeta.cli.show import as_json, interval, print_result, result_table
 from jmeta.runs import pictures
 from jmeta.runs.assessment import UPDATES, draw_trajectories
-from jmeta.runs.ranges import check_values
+from jmeta.runs.config import check_values
 from jmeta.runs.registry import LEARNERS
 from jmeta.runs.run import load
 from jmeta.runs.stopping import Signals

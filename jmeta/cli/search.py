@@ -26,7 +26,7 @@ from jmeta.models.adapters import linen
 from jmeta.models.networks import Conv4
 from jmeta.runs import pictures
 from jmeta.runs.checkpoint import latest_step, restore, save
-from jmeta.runs.ranges import check_values
+from jmeta.runs.config import check_values
 from jmeta.runs.registry import DATA
 from jmeta.runs.stopping import LOCK, Signals, only_writer
 from jmeta.search.architecture import darts, genotype, genotype_of, random_genotype, search_tasks

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jmeta.runs.settings import Config
+from jmeta.runs.config import Config
 
 
 def as_json(result: Mapping[str, Any], indent: int | None = None) -> str:

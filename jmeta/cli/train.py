@@ -21,93 +21,39 @@ from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
 from jmeta.runs import settings
 from jmeta.runs.assessment import assess
+from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
 from jmeta.runs.loggers import LOGGERS
 from jmeta.runs.run import Run, read_config
-from jmeta.runs.settings import Config
 from jmeta.runs.stopping import LOCK, Signals, only_writer, say
 from jmeta.runs.training import on_resume, parts_of, resumed, steps_within, train
 
-# None stands for "not given", so that --resume can tell what was
-_OF_THE_LEARNER = "(default: that of data and learner)"
-_Int = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_THE_LEARNER)]
-_Float = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_OF_THE_LEARNER)]
-_Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_OF_THE_LEARNER)]
-_OF_OWN = "(default: for data of your own alone)"
-_Own = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_OF_OWN)]
-_OwnName = Annotated[str | None, tyro.conf.arg(metavar="COLUMN", help_behavior_hint=_OF_OWN)]
-_COMMAND = {"seeds", "config", "print_config", "log", "no_report", "minutes", "out", "resume"}  # no settings of a run
-_CHANGEABLE = {"steps", "patience", "outer_rate", "inner_rate", "test_inner_steps"}  # when a run goes on
+_TYPES: Mapping[Any, tuple[Any, str]] = {  # of a setting: that of its flag, and how the help shows a value
+    int: (int | None, "INT"),
+    float: (float | None, "FLOAT"),
+    str: (str | None, "NAME"),
+    tuple: (tuple[int, int] | None, "LEAST MOST"),
+    Mapping: (tuple[str, ...], "NAME=VALUE ..."),
+}
+
+
+def _flag_of(setting: Setting) -> tuple[str, Any, Any]:
+    """The field that is its flag; None, or no pair of name and value, where it is not given."""
+    kind, metavar = _TYPES[setting.type]
+    *most, last = setting.choices or ("",)
+    text = setting.help.format(f"{', '.join(most)} or {last}")
+    about = tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint=f"(default: {setting.shown})")
+    return setting.name, Annotated[kind, about], () if setting.type is Mapping else None
+
+
+_Settings: Any = dataclasses.make_dataclass("_Settings", map(_flag_of, FLAGS.values()), frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(_Settings):
     """Meta-train a learner, evaluate it on unseen tasks, and write a run folder."""
 
-    learner: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: maml)")] = None
-    """One of `jmeta list`."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: glyphs)")] = None
-    """One of `jmeta list`, or a path: a folder of images, an .npz, a .csv or .parquet table."""
-    model: _Name = None
-    """One of `jmeta list`, package.module:Name of a Linen or NNX class whose argument `outputs` is the width of its
-    last layer, or the folder of a `jmeta search`."""
-    ways: _Int = None
-    """Classes of an episode."""
-    shots: _Int = None
-    """Labelled examples a class."""
-    queries: _Int = None
-    """Query examples a class."""
-    train_ways: _Int = None
-    """Classes of a training episode, if other than --ways."""
-    train_shots: Annotated[
-        tuple[int, int] | None, tyro.conf.arg(metavar="LEAST MOST", help_behavior_hint=_OF_THE_LEARNER)
-    ] = None
-    """Labelled examples a class of a training episode, a range, if other than --shots."""
-    train_queries: _Int = None
-    """Query examples a class of a training episode, if other than --queries."""
-    steps: _Int = None
-    """Meta-steps."""
-    tasks: _Int = None
-    """Tasks of a meta-step."""
-    inner_rate: _Float = None
-    """Inner rate α, on the mean loss of the support."""
-    inner_steps: _Int = None
-    """Inner steps in training."""
-    test_inner_steps: _Int = None
-    """Inner steps at test, if other than --inner-steps."""
-    inner_optimizer: _Name = None
-    """Inner optimiser: sgd, momentum, adam or rmsprop."""
-    batch: _Int = None
-    """Images of a batch, for a learner that pre-trains on all classes at once."""
-    options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Options of the learner, as `--options proximal=2.0`; its documentation lists them."""
-    descriptions: _Name = None
-    """Descriptions of the classes: attributes or text."""
-    distance: _Name = None
-    """Distance kernel: squared_euclidean, cosine or dot_product."""
-    norm: _Name = None
-    """Normalisation of the network: group, layer, per_task, running or transductive."""
-    network: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
-    """Options of the network, as `--network features=32 spatial=mean`; its documentation lists them."""
-    dtype: _Name = None
-    """Of the computation: float32 or bfloat16; parameters are float32."""
-    outer_rate: _Float = None
-    """Outer rate β, annealed to 0 over the steps."""
-    size: _Own = None
-    """Pixels of each side of the images of a folder; default: that of the images."""
-    channels: _Own = None
-    """Of the images of a folder: 1 for greyscale, 3 for RGB; default: 3 if any has colours."""
-    split_seed: _Own = None
-    """Of the division of classes of your own into training, validation and test."""
-    group: _OwnName = None
-    """Of a table: the column that says which task a row belongs to."""
-    target: _OwnName = None
-    """Of a table: the column to predict."""
-    patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: no end)")] = None
-    """End after so many validations, of 20 in a run, without a better one."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None
     """As many meta-steps as fit into so many minutes of this machine, instead of --steps."""
-    seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 0)")] = None
-    """The same seed gives the same run."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: one run)")] = ()
     """A run for each seed, in a folder each, and a table of their results."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
@@ -126,7 +72,7 @@ class Train:
     def run(self, signals: Signals) -> None:
         """Trains, evaluates and prints."""
         if self.print_config:
-            print(_toml(dataclasses.asdict(self._resolved()[0])))
+            print(_toml(self._resolved()[0]))
             return
         for name in self.log:
             lookup(LOGGERS, name, "logger")
@@ -139,7 +85,8 @@ class Train:
             raise ConfigError(f"--seeds {' '.join(map(str, self.seeds))} names a seed twice; give different ones.")
         results = []
         for seed in self.seeds:
-            one = dataclasses.replace(self, seed=seed, seeds=(), out=self.out / f"seed-{seed}")
+            changes: dict[str, Any] = {"seed": seed, "seeds": (), "out": self.out / f"seed-{seed}"}
+            one = dataclasses.replace(self, **changes)
             print(f"seed {seed}", file=sys.stderr)
             results.append(one._one(signals))
         if not self.no_report:
@@ -151,14 +98,9 @@ class Train:
         return f"; go on by `jmeta train --resume --out {self.out}`" if begun else ""
 
     def _given(self) -> dict[str, Any]:
-        given = {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if field.name not in _COMMAND and (value := getattr(self, field.name)) not in (None, ())
-        }
-        for name, options in (("options", self.options), ("network", self.network)):
-            if options:
-                given[name] = dict(_named(name, option) for option in options)
+        given = {name: value for name in FLAGS if (value := getattr(self, name)) not in (None, ())}
+        for name in [name for name in given if FLAGS[name].type is Mapping]:
+            given[name] = dict(_named(name, option) for option in given[name])
         return given
 
     def _resolved(self) -> tuple[Config, list[str]]:
@@ -181,17 +123,16 @@ class Train:
         stored = read_config(out)
         asked = settings.resolve(
             **{"learner": stored.learner, "data": stored.data, "model": stored.model}
-            | {name: stored.own[name] for name in settings.OWN if name in stored.own}
+            | {name: stored.own[name] for name in OWN if name in stored.own}
             | given
         )
-        changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
+        changed = {name: value for name, value in given.items() if FLAGS[name].changes}
         for name in given.keys() - changed.keys():
-            there, value = ((run.own if name in settings.OWN else vars(run)).get(name) for run in (stored, asked))
+            there, value = ((run.own if name in OWN else vars(run)).get(name) for run in (stored, asked))
             if value != there:
-                flag = name.replace("_", "-")
                 raise ConfigError(
-                    f"{out} was trained with --{flag} {there}, not {value}; leave the flag away to go on with it, or "
-                    "choose another --out."
+                    f"{out} was trained with {flag(name)} {there}, not {value}; leave the flag away to go on with it, "
+                    "or choose another --out."
                 )
         return on_resume(stored, changed)
 
@@ -285,7 +226,7 @@ def defaults_of(arguments: Sequence[str]) -> str:
         config = settings.resolve(**named)
     except JmetaError as error:
         return f"error: {error}"
-    return f"Defaults of {config.learner} on {config.data}:\n\n{_toml(dataclasses.asdict(config))}"
+    return f"Defaults of {config.learner} on {config.data}:\n\n{_toml(config)}"
 
 
 def _named(flag: str, option: str) -> tuple[str, str]:
@@ -295,18 +236,13 @@ def _named(flag: str, option: str) -> tuple[str, str]:
     return name.replace("-", "_"), value
 
 
-def _toml(stored: Mapping[str, Any]) -> str:
+def _toml(config: Config) -> str:
     """Settings as a file for --config: what is None has no meaning for the run and is left out."""
-    skipped = {"version", "own"}
-    own = {name: value for name, value in stored["own"].items() if name in settings.OWN}
-    if isinstance(stored["train_shots"], int):
-        own["train_shots"] = [stored["train_shots"]] * 2  # the flag takes a range
-    lines = [
-        f"{name} = {_toml_value(value)}"
-        for name, value in {**stored, **own}.items()
-        if value is not None and value != {} and name not in skipped
-    ]
-    return "\n".join(lines)
+    values = {name: (config.own if name in OWN else vars(config)).get(name) for name in FLAGS}
+    for name, setting in FLAGS.items():
+        if setting.type is tuple and isinstance(values[name], int):
+            values[name] = [values[name]] * 2  # the flag takes a range
+    return "\n".join(f"{name} = {_toml_value(value)}" for name, value in values.items() if value not in (None, {}))
 
 
 def _toml_value(value: Any) -> str:

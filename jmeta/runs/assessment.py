@@ -81,7 +81,7 @@ def draw_trajectories(run: Run, file: Path, split: str) -> None:
     tasks = jax.vmap(source.sample, (0, None))(jax.random.split(sample_key, 4), source.data)
 
     def episodes(inner_steps: int) -> Trajectory:
-        learner = run.learner_for(source, inner_steps)
+        learner = run.learner_for(source, inner_steps, "test")
 
         def one_task(key: Key[Array, ""], task: Task) -> Trajectory:
             adapt_key, predict_key = jax.random.split(key)

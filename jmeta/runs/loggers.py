@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jmeta.errors import ConfigError
-from jmeta.runs.settings import Config
+from jmeta.runs.config import Config
 
 Row = Mapping[str, Any]
 Logger = Callable[[Row], None]

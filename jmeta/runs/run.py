@@ -20,10 +20,9 @@ from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.config import SETTINGS, VERSION, Config, check_values
 from jmeta.runs.own import data_entry
-from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import DATA
-from jmeta.runs.settings import Config
 from jmeta.runs.shapes import from_json, to_json
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit
@@ -103,14 +102,16 @@ class Run:
             raise ConfigError(f"there is no split {split!r}; choose test, validation or train.")
         return _source(_hashable(self.config), split, tuple(sorted(sizes.items())))
 
-    def learner_for(self, source: TaskSource | Task, inner_steps: int | None = None) -> MetaLearner:
-        """The learner with a network that fits some tasks, and other inner steps than in training."""
-        return settings.make_learner(self.config, source, inner_steps=inner_steps)
+    def learner_for(
+        self, source: TaskSource | Task, inner_steps: int | None = None, split: str = "train"
+    ) -> MetaLearner:
+        """The learner as of a split, with a network that fits some tasks and perhaps other inner steps."""
+        return settings.make_learner(self.config, source, split, inner_steps=inner_steps)
 
     @property
     def learner(self) -> MetaLearner:
         """The learner as it is tested."""
-        return self.learner_for(self.shapes.get("test") or self.source("test"), self.config.test_inner_steps)
+        return self.learner_for(self.shapes.get("test") or self.source("test"), split="test")
 
     def fit(self, *, steps: int | None = None) -> "Run":
         """Goes on with meta-training.
@@ -169,7 +170,7 @@ class Run:
         source = self.source(split, **sizes)
         steps = self.config.test_inner_steps if inner_steps is None else inner_steps
         metric = self.config.metric
-        key, learner = jax.random.key(seed), self.learner_for(source, steps)
+        key, learner = jax.random.key(seed), self.learner_for(source, inner_steps, "test")
         result = evaluate(
             key, learner, self.params, self.state, source, episodes=episodes, metric=metric, details=details
         )
@@ -333,9 +334,11 @@ def read_config(run: Path) -> Config:
     try:
         found = _today(json.loads((run / "config.json").read_text()))
         check_values(found)
-        stored = Config(**found)
-        # a run on data of one's own is used without them
-        return stored if stored.own else settings.resolve(**dataclasses.asdict(stored))
+        stored = Config.of(found)
+        if stored.version == VERSION and (stored.own or found.keys() == SETTINGS.keys()):
+            settings.check_names(stored)
+            return stored
+        return settings.resolve(**dataclasses.asdict(stored))  # what an older version did not tell
     except (FileNotFoundError, NotADirectoryError):
         if seeds := sorted(str(file.parent) for file in run.glob("*/config.json")):
             raise CheckpointError(f"{run} holds several runs; name one of {', '.join(seeds)}.") from None
@@ -376,4 +379,4 @@ def _hashable(config: Config) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _source(config: str, split: str, sizes: tuple[tuple[str, int], ...]) -> TaskSource:
-    return settings.make_source(Config(**json.loads(config)), split, **dict(sizes))
+    return settings.make_source(Config.of(json.loads(config)), split, **dict(sizes))

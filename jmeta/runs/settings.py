@@ -1,13 +1,11 @@
 """From the settings of a run to its learner, its tasks and its optimiser."""
 
 import contextlib
-import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,110 +14,15 @@ from jaxtyping import Array, Key
 
 from jmeta.core import MetaLearner, Task, TaskSource
 from jmeta.data.own import is_path
-from jmeta.distances import DISTANCES
 from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
-from jmeta.models.norms import Norm
-from jmeta.runs.entries import LOSSES, METRICS, DataEntry
+from jmeta.runs.config import OWN, SETTINGS, VERSION, Config, Setting, check_choices, check_values, flag
+from jmeta.runs.entries import LOSSES, DataEntry, LearnerEntry
 from jmeta.runs.own import data_entry, model_entry
-from jmeta.runs.ranges import check_values
 from jmeta.runs.registry import DATA, LEARNERS
 from jmeta.step import TrainState
 from jmeta.train import init
 
-_BASE: Mapping[str, Any] = {
-    "seed": 0,
-    "ways": 5,
-    "shots": 1,
-    "queries": 15,
-    "steps": 2000,
-    "inner_steps": 1,
-    "distance": "squared_euclidean",
-    "dtype": "float32",
-    "outer_rate": 1e-3,
-    "inner_optimizer": None,
-    "batch": 64,
-}
-
-_REGRESSION: Mapping[str, Any] = {"inner_rate": 0.01}  # as `jmeta.inner.rate_for`: a squared error has no bound
-
-INNER_OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] = {
-    "sgd": optax.sgd,
-    "momentum": partial(optax.sgd, momentum=0.9),
-    "adam": partial(optax.adam, eps_root=1e-8),  # is differentiated through, and √v has no derivative at 0
-    "rmsprop": optax.rmsprop,
-}
-VERSION = 2  # of the settings that a run folder holds; what changes a number of an old run changes this one
-OWN = ("split_seed", "size", "channels", "group", "target")
-_MAY_BE_0 = ("shots", "train_shots", "inner_steps", "test_inner_steps")  # with descriptions; of a policy that acts
-DTYPES = ("float32", "bfloat16")  # of the computation; parameters are float32
-
-# a setting has a meaning where learner, model or data take an argument of this name
-_MEANING = {
-    "ways": "ways",
-    "shots": "shots",
-    "train_ways": "ways",
-    "train_shots": "shots",
-    "inner_rate": "inner_rate",
-    "inner_steps": "inner_steps",
-    "test_inner_steps": "inner_steps",
-    "inner_optimizer": "inner_optimizer",
-    "distance": "distance",
-    "norm": "norm",
-    "dtype": "dtype",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All settings of a run, as its `config.json` holds them; None where one has no meaning for the learner or data."""
-
-    learner: str
-    data: str
-    model: str
-    ways: int | None
-    shots: int | None
-    queries: int
-    train_ways: int | None
-    train_queries: int
-    steps: int
-    tasks: int
-    inner_rate: float | None
-    inner_steps: int | None
-    test_inner_steps: int | None
-    distance: str | None
-    norm: str | None
-    outer_rate: float
-    seed: int
-    dtype: str | None = None  # these are not in the config.json of older runs
-    inner_optimizer: str | None = None
-    batch: int | None = None
-    train_shots: int | tuple[int, int] | None = None
-    descriptions: str | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data of one's own, see `read_own`
-    patience: int | None = None
-    version: int = VERSION
-
-    @property
-    def kind(self) -> str:
-        """Of the tasks: classification, regression or environment."""
-        return str(self.own["kind"]) if self.own else DATA[self.data].kind
-
-    @property
-    def metric(self) -> Callable[[Any, Any], Array]:
-        """What is reported."""
-        return METRICS[self.kind]
-
-    def written(self, value: float, half: float | None = None) -> str:
-        """A metric as it is read, accuracies in per cent, with half of its interval if that is given."""
-        text = f"{100 * value:.1f} %" if self.kind == "classification" else f"{value:.3f}"
-        return text if half is None else f"{text} ± {self.written(half)}"
-
-    @property
-    def entry(self) -> DataEntry:
-        """The data, in the registry or of one's own."""
-        return data_entry(self.data, _asked(self.own))
+_FROM_1 = ("shots", "inner_steps")  # but of what reads descriptions, or acts
 
 
 def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -> Config:
@@ -142,67 +45,82 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
         >>> resolve("maml", "sinusoid", shots=5).inner_rate
         0.01
     """
-    learner, data = learner or "maml", data or "glyphs"
-    given = {name: value for name, value in flags.items() if value is not None}
-    check_values({"learner": learner, "data": data, **given})
-    own = {**_asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
-    if is_path(data) and data not in DATA:
-        data = str(Path(data).expanduser().absolute())
-    chosen, source = lookup(LEARNERS, learner, "learner"), data_entry(data, own)
+    given = {name: value for name, value in {"learner": learner, "data": data, **flags}.items() if value is not None}
+    check_values(given)
     if given.pop("version", VERSION) > VERSION:
         raise ConfigError("the settings are of a newer version of jmeta; install that one.")
-    layers: tuple[Mapping[str, Any], ...] = (
-        _BASE,
-        chosen.defaults,
-        _REGRESSION if source.kind == "regression" else {},
-        source.defaults,
-        chosen.regression if source.kind == "regression" else {},
-        given,
-    )
-    settings: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
+    own = {**_asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
+    defaults = {name: setting.default for name, setting in SETTINGS.items() if setting.default is not None}
+    learner, data = given.get("learner", defaults["learner"]), given.get("data", defaults["data"])
+    if is_path(data) and data not in DATA:
+        data = given["data"] = str(Path(data).expanduser().absolute())
+    chosen, source = lookup(LEARNERS, learner, "learner"), data_entry(data, own)
+    _check_support(learner, data, source)
+    layers: list[Mapping[str, Any]] = [defaults, chosen.defaults, source.defaults, given]
+    if source.kind == "regression":
+        of_settings = {name: setting.regression for name, setting in SETTINGS.items() if setting.regression}
+        layers = [defaults, chosen.defaults, of_settings, source.defaults, chosen.regression, given]
+    settings = {**dict.fromkeys(SETTINGS), **{name: value for layer in layers for name, value in layer.items()}}
+
     network = model_entry(settings["model"])
     settings["own"] = {**own, "kind": source.kind, "division": source.division} if source.division else {}
     for name, owner, make in (("options", learner, chosen.make), ("network", settings["model"], network.make)):
         settings[name] = _options(name, owner, make, *(layer.get(name, {}) for layer in layers))
     needed = {name: value for name, value in chosen.network.items() if name in _parameters(network.make)}
     settings["network"] = needed | settings["network"]
-    lookup(DISTANCES, settings["distance"], "distance")
-    if settings.setdefault("norm", None) is None:
-        settings["norm"] = _parameters(network.make).get("norm")
-    if settings["norm"] is not None:
-        lookup(dict.fromkeys(get_args(Norm)), settings["norm"], "normalisation")
-    lookup(dict.fromkeys(DTYPES), settings["dtype"], "dtype")
-    if settings["inner_optimizer"] is not None:
-        lookup(INNER_OPTIMIZERS, settings["inner_optimizer"], "inner optimiser")
-    for name in ("train_ways", "train_shots", "train_queries", "test_inner_steps"):
-        settings.setdefault(name, settings[name.partition("_")[2]])
-    if isinstance(settings["train_shots"], list | tuple):  # a list as config.json has it
-        least, most = settings["train_shots"]
-        settings["train_shots"] = most if least == most else (least, most)
+
+    makes = {"learner": chosen.make, "model": network.make, "data": source.load}
+    for name, setting in SETTINGS.items():
+        if setting.of and settings[name] is None:
+            plain = _parameters(makes[setting.of])
+            settings[name] = settings[setting.overlays] if setting.overlays else plain.get(name)
+    check_choices(settings)
     _fit_to(source, settings, given)
-    takes = {name for make in (chosen.make, network.make, source.load) for name in inspect.signature(make).parameters}
-    for name, as_name in _MEANING.items():
-        if as_name not in takes:
-            if name in given:
-                raise ConfigError(
-                    f"{_flag(name)} has no meaning for {learner} with {settings['model']} on {data}; leave it away."
-                )
-            settings[name] = None
-    if not chosen.pretrains or "batch" not in takes:
-        if "batch" in given:
-            raise ConfigError(f"--batch has no meaning for {learner} on {data}; leave it away.")
-        settings["batch"] = None
+    settings["descriptions"] = _descriptions(learner, source, data, settings["descriptions"])
+    for name in [name for name, setting in SETTINGS.items() if not _has_meaning(setting, makes, chosen)]:
+        if name in given:
+            model = "" if SETTINGS[name].requires else f" with {settings['model']}"
+            raise ConfigError(f"{flag(name)} has no meaning for {learner}{model} on {data}; leave it away.")
+        settings[name] = None
+    from_0 = _FROM_1 if chosen.acts else ("shots",) if settings["descriptions"] is not None else ()
+    counts = [setting for setting in SETTINGS.values() if setting.argument in _FROM_1]
+    check_values(settings, least={setting.name: 0 if setting.argument in from_0 else 1 for setting in counts})
+    if settings["train_ways"] != settings["ways"] and not chosen.embedding:
+        raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
+    return Config.of(settings)
+
+
+def _check_support(learner: str, data: str, source: DataEntry) -> None:
+    """A learner that acts needs an environment to act in, and another one examples."""
     acting = source.kind == "environment"
-    if chosen.acts != acting:
+    if LEARNERS[learner].acts != acting:
         fits = [name for name, other in LEARNERS.items() if other.acts == acting]
         kind = "an environment" if acting else "no environment"
         raise ConfigError(f"{data} is {kind}, which {learner} cannot learn from; use {' or '.join(fits)}.")
-    settings["descriptions"] = _descriptions(learner, source, data, settings.get("descriptions"))
-    none = {"shots", "train_shots"} if settings["descriptions"] is not None else set()
-    check_values(settings, least={name: 0 if name in none or chosen.acts else 1 for name in _MAY_BE_0})
-    if settings["train_ways"] != settings["ways"] and not chosen.embedding:
-        raise ConfigError(f"{learner} has one output for each way, so --train-ways must equal --ways.")
-    return Config(learner=learner, data=data, **settings)
+
+
+def _has_meaning(setting: Setting, makes: Mapping[str, Callable[..., Any]], chosen: LearnerEntry) -> bool:
+    """Whether it is an argument that its part takes."""
+    if setting.of is None:
+        return True
+    taken = setting.argument in inspect.signature(makes[setting.of]).parameters
+    return taken and (not setting.requires or getattr(chosen, setting.requires))
+
+
+def check_names(config: Config) -> None:
+    """That learner, data and network are there, and what else a run has by name; data of one's own need not be.
+
+    Args:
+        config: of a run folder.
+
+    Raises:
+        UnknownNameError: what is not there.
+    """
+    lookup(LEARNERS, config.learner, "learner")
+    model_entry(config.model)
+    check_choices(vars(config))
+    if not config.own:
+        lookup(DATA, config.data, "data set")
 
 
 def _asked(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +140,7 @@ def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any
         if (given.get(f"{prefix}ways") or 0) > classes:
             parts = ", ".join(f"{len(names)} for {split}" for split, names in source.division.items())
             raise ConfigError(
-                f"{_flag(prefix + 'ways')} is {given[f'{prefix}ways']}, and of the classes there are {parts}; "
+                f"{flag(prefix + 'ways')} is {given[f'{prefix}ways']}, and of the classes there are {parts}; "
                 f"give at most {classes}, or data of more classes."
             )
         for name, value in most.items():
@@ -256,8 +174,7 @@ def _parameters(make: Callable[..., Any]) -> dict[str, Any]:
 
 def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a learner or network; a text, as the command line has it, becomes a value of the default's type."""
-    taken = {field.name for field in dataclasses.fields(Config)} | {"parent"}
-    known = {name: default for name, default in _parameters(make).items() if name not in taken}
+    known = {name: value for name, value in _parameters(make).items() if name not in {*SETTINGS, "parent"}}
     options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}
     if options and not known:
         raise ConfigError(f"{owner} has no options; leave --{flag} away.")
@@ -273,13 +190,16 @@ def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[s
     return options
 
 
-def make_learner(config: Config, source: TaskSource | Task, *, inner_steps: int | None = None) -> MetaLearner:
+def make_learner(
+    config: Config, source: TaskSource | Task, split: str = "train", *, inner_steps: int | None = None
+) -> MetaLearner:
     """The learner of a run, with a model that fits the tasks of `source`.
 
     Args:
         config: the settings.
         source: tasks, or the shapes of one; the width of their targets is the number of outputs of a model with a head.
-        inner_steps: instead of `config.inner_steps`.
+        split: `"train"` for the learner in training, another for the one that is tested.
+        inner_steps: instead of the settings'.
 
     Returns:
         The learner.
@@ -300,17 +220,11 @@ def make_learner(config: Config, source: TaskSource | Task, *, inner_steps: int 
                     f"{config.learner} needs; add it, or take a learner that compares embeddings, as prototypical."
                 )
             head = {}
-    options = dict(config.options)
-    if config.inner_rate is not None:
-        options["inner_rate"] = config.inner_rate
-    if config.inner_steps is not None:
-        options["inner_steps"] = config.inner_steps if inner_steps is None else inner_steps
-    elif inner_steps is not None:
-        raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
-    if config.distance is not None:
-        options["distance"] = DISTANCES[config.distance]
-    if config.inner_optimizer is not None:
-        options["inner_optimizer"] = INNER_OPTIMIZERS[config.inner_optimizer]
+    options = {**config.options, **config.arguments("learner", split)}
+    if inner_steps is not None:
+        if "inner_steps" not in options:
+            raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
+        options["inner_steps"] = inner_steps
     if config.descriptions is not None and not entry.descriptions:
         options["descriptions"] = True
     if "loss" in inspect.signature(entry.make).parameters:
@@ -318,9 +232,8 @@ def make_learner(config: Config, source: TaskSource | Task, *, inner_steps: int 
     elif config.kind == "regression":
         regress = [name for name, other in LEARNERS.items() if "loss" in inspect.signature(other.make).parameters]
         raise ConfigError(f"{config.learner} classifies, but {config.data} is regression; use {' or '.join(regress)}.")
-    given = {"norm": config.norm, "dtype": config.dtype}
-    network_options = {name: value for name, value in given.items() if value is not None}
-    return entry.make(network.adapter(network.make(**head, **network_options, **config.network)), **options)
+    module = network.make(**head, **config.arguments("model", split), **config.network)
+    return entry.make(network.adapter(module), **options)
 
 
 def shapes_of(source: TaskSource | Task) -> Task:
@@ -350,22 +263,13 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     for name in episode:
         lookup(dict.fromkeys(("ways", "shots", "queries")), name, "size of an episode")
         if getattr(config, name) is None:
-            raise ConfigError(f"{_flag(name)} has no meaning for {config.data}; leave it away.")
+            raise ConfigError(f"{flag(name)} has no meaning for {config.data}; leave it away.")
     if ways != config.ways and not LEARNERS[config.learner].embedding:
         raise ConfigError(
             f"{config.learner} has one output for each of its {config.ways} ways, so it cannot take {ways}; leave "
             "--ways away, or train a prototypical run, which takes any number."
         )
-    train = split == "train"
-    size = {
-        "ways": config.train_ways if train else config.ways,
-        "shots": config.train_shots if train else config.shots,
-        "queries": config.train_queries if train else config.queries,
-        "batch": config.batch if train else None,
-        "descriptions": config.descriptions,
-        **episode,
-    }
-    return config.entry.load(split=split, **{name: value for name, value in size.items() if value is not None})
+    return config.entry.load(split=split, **{**config.arguments("data", split), **episode})
 
 
 def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainState:
@@ -409,10 +313,6 @@ def like(config: Config, learner: MetaLearner, source: TaskSource | Task) -> Tra
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """The outer optimiser of a run, the learner's own: as a rule Adam at rate β, annealed to 0 by a cosine."""
     return LEARNERS[config.learner].optimizer(config.outer_rate, config.steps)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def protocol(config: Config) -> Mapping[str, Any]:

@@ -15,9 +15,9 @@ from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
+from jmeta.runs.config import Config
 from jmeta.runs.loggers import Logger, Row
 from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
-from jmeta.runs.settings import Config
 from jmeta.runs.stopping import Signals
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit
@@ -62,7 +62,7 @@ def parts_of(config: Config) -> Parts:
     """
     source, validation, test = (settings.make_source(config, split) for split in ("train", "validation", "test"))
     learner = settings.make_learner(config, source)
-    tester = settings.make_learner(config, validation, inner_steps=config.test_inner_steps)
+    tester = settings.make_learner(config, validation, "test")
     return Parts(config, learner, tester, source, validation, test, settings.begin(config, learner, source))
 
 
@@ -239,7 +239,7 @@ def on_resume(stored: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
 
     Args:
         stored: its settings.
-        given: `steps`, `patience`, `outer_rate`, `inner_rate`, `test_inner_steps`, as far as they are given anew.
+        given: settings that may change, as far as they are given anew.
 
     Returns:
         The settings to go on with, and what changed, in words.
