@@ -3,6 +3,7 @@
 import functools
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import optax
 import pytest
 
 import jmeta
+from jmeta import cli
 from jmeta.runs.registry import LEARNERS
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +59,22 @@ def test_the_examples_of_the_how_to_page_run_one_after_the_other(tmp_path, monke
     task = names["source"].sample(jax.random.key(0), jax.tree.map(jnp.asarray, tokens))
     assert task.support.inputs["ids"].shape == (4, 4)
     assert (tmp_path / "runs" / "best").exists()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "learners").glob("*.md"))]
+COMMANDS = sorted(
+    {found[0] for page in PAGES for found in re.findall(r"(jmeta train [^`#\n]*?)\s*(#|`|\n)", page.read_text())}
+)
+# data, networks and files of the reader's own, and `...` for what does not matter
+OWN = re.compile(r"--data \S+[./]|--model (\S+:|runs/)|--config|\.\.\.|PATH|FOLDER|DIR|NAME|FILE|--help")
+
+
+def test_every_command_of_the_docs_is_one_of_today(capsys):
+    plain = [command for command in COMMANDS if not OWN.search(command)]
+    assert len(plain) > 60
+    for command in plain:
+        cli.main([*shlex.split(command)[1:], "--print-config"])
+        assert "learner = " in capsys.readouterr().out, command
 
 
 def test_the_first_example_is_under_twenty_lines():

@@ -317,7 +317,7 @@ def _columns(path: Path) -> dict[str, Sequence[Any]]:
         try:
             import pyarrow.parquet as parquet
         except ImportError as error:
-            raise DataError(f"reading {path} needs pyarrow: pip install 'jmeta[tables]'.") from error
+            raise DataError(f"reading {path} needs pyarrow: pip install pyarrow.") from error
         try:
             return {str(name): values for name, values in parquet.read_table(path).to_pydict().items()}
         except Exception as error:  # pyarrow raises errors of its own on a damaged file

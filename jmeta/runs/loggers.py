@@ -34,7 +34,7 @@ def to_tensorboard(folder: Path, config: Config) -> Logger:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ConfigError("--log tensorboard needs tensorboardX: pip install 'jmeta[tensorboard]'.") from error
+        raise ConfigError("--log tensorboard needs tensorboardX: pip install tensorboardX.") from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(row: Row) -> None:
@@ -51,7 +51,7 @@ def to_wandb(folder: Path, config: Config) -> Logger:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("--log wandb needs wandb: pip install 'jmeta[wandb]'.") from error
+        raise ConfigError("--log wandb needs wandb: pip install wandb.") from error
     project = os.environ.get("WANDB_PROJECT", "jmeta")
     run = wandb.init(project=project, name=folder.name, dir=str(folder), config=dataclasses.asdict(config))
 
