@@ -113,6 +113,46 @@ def mixed_mode(*, checkpoint: bool = False) -> Adjoint:
     return partial(_unrolled, scan=scan, value_and_grad=_mixed_value_and_grad)
 
 
+def annealed(adjoint: Adjoint, until: int) -> Adjoint:
+    """Treats the inner gradients as constants in the first meta-steps: derivative-order annealing.
+
+    Both orders lie in one compiled program, of which one is computed.
+
+    Args:
+        adjoint: from the meta-step `until` on.
+        until: meta-steps of `first_order()` before it; 0 leaves the adjoint as it is.
+
+    Returns:
+        An adjoint for inner problems whose state counts the meta-steps, `state["meta_step"]`.
+
+    Example:
+        >>> import jmeta
+        >>> from jmeta.adjoint import annealed
+        >>> learner = jmeta.maml_plus_plus(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=annealed(jmeta.exact(), 100))
+
+    Reference: Antoniou, Edwards, Storkey 2019, "How to Train Your MAML", section 4 (DA),
+    https://arxiv.org/abs/1810.09502.
+    """
+
+    def both(problem: InnerProblem) -> Solve:
+        early, late = first_order()(problem), adjoint(problem)
+
+        def solve(
+            key: Key[Array, ""],
+            params: Params,
+            state: State,
+            support: PyTree,
+            hyper: PyTree = (),
+            optimiser_state: PyTree = None,
+        ) -> Adapted:
+            given = (key, params, state, support, hyper, optimiser_state)
+            return jax.lax.cond(state["meta_step"] < until, lambda: early(*given), lambda: late(*given))
+
+        return solve
+
+    return both if until else adjoint
+
+
 Loss = Callable[[PyTree, PyTree], tuple[Array, State]]
 
 
