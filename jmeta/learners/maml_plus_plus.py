@@ -24,7 +24,7 @@ from jmeta.core import (
     over_tasks,
 )
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.models.per_step import of_step
 from jmeta.models.per_step import per_step as per_step_of
@@ -76,8 +76,8 @@ def maml_plus_plus(
         `optax.adam(optax.cosine_decay_schedule(...))`.
 
     Raises:
-        ConfigError: `inner_rate` is not positive, K is below 1, a number of meta-steps is negative, or there are more
-            sets than inner steps.
+        ConfigError: `inner_rate` is not positive, K or a number of meta-steps is negative, or there are more sets than
+            inner steps; from `init` and `fit`, K is 0.
 
     Example:
         >>> import jmeta
@@ -117,7 +117,8 @@ def maml_plus_plus(
     adjoint = annealed(adjoint, first_order_until)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        θ, state = initialiser(network, inner_steps)(key, task)
+        check_learns_by_steps(inner_steps)
+        θ, state = network.init(key, task.support.inputs)
         rates = jax.tree.map(lambda x: jnp.full((sets,), α, x.dtype), partition(is_adapted, θ)[0])
         return {"model": θ, "rates": rates}, {"meta_step": jnp.zeros((), jnp.int32), "model": state["model"]}
 

@@ -35,7 +35,7 @@ def meta_curvature(
         The learner; its parameters are `{"model": θ, "curvature": M}`, and `Adapted.params` is φ_K.
 
     Raises:
-        ConfigError: `inner_rate` is not positive or K is below 1.
+        ConfigError: `inner_rate` is not positive or K is negative.
 
     Example:
         >>> import jmeta
@@ -49,7 +49,7 @@ def meta_curvature(
     check_model(model)
     α = rate_for(loss, inner_rate, classes=0.4)
     check_inner(α, inner_steps)
-    init_model = initialiser(model, inner_steps)
+    init_model = initialiser(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         θ, state = init_model(key, task)

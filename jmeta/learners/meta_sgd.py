@@ -40,7 +40,7 @@ def meta_sgd(
         The learner; its parameters are `{"model": θ, "rates": α}`, and `Adapted.params` is φ_K.
 
     Raises:
-        ConfigError: `inner_rate` is not positive or K is below 1; no leaf is adaptable.
+        ConfigError: `inner_rate` is not positive or K is negative; no leaf is adaptable.
 
     Example:
         >>> import jmeta
@@ -55,7 +55,7 @@ def meta_sgd(
     check_model(model)
     start = rate_for(loss, inner_rate, classes=0.4)
     check_inner(start, inner_steps)
-    init_model = initialiser(model, inner_steps)
+    init_model = initialiser(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         θ, state = init_model(key, task)
