@@ -19,6 +19,7 @@ from scipy import stats
 
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table
+from jmeta import optimizers
 from jmeta.data.glyphs import load_glyphs
 
 NOISE = (0.4,)  # shares of wrong labels
@@ -57,10 +58,9 @@ def classifier(steps: int = INNER) -> jmeta.MetaLearner:
     def error(φ: jax.Array, data: jmeta.Examples) -> jax.Array:
         return jmeta.softmax_cross_entropy(scores(φ, data.inputs), data.targets)
 
-    def scaled(gradient: Any, state: Any, params: Any = None, *, hyper: Any, **_: Any) -> Any:
-        return jax.tree.map(lambda g: jnp.exp(hyper["log_rate"]) * g, gradient), state
+    def scaled(gradient: Any, θ: Any, step: Any) -> Any:
+        return jax.tree.map(lambda g: jnp.exp(θ["log_rate"]) * g, gradient)
 
-    rated = optax.GradientTransformationExtraArgs(optax.identity().init, scaled)
     return jmeta.bilevel(
         outer=lambda key, task: {
             "log_decay": jnp.full((task.support.inputs.shape[1], 1), jnp.log(0.01)),
@@ -69,7 +69,7 @@ def classifier(steps: int = INNER) -> jmeta.MetaLearner:
         inner=lambda key, θ, support: jnp.zeros((support.inputs.shape[1], support.targets.shape[1])),
         inner_loss=lambda key, φ, θ, support: error(φ, support) + 0.5 * (jnp.exp(θ["log_decay"]) * jnp.square(φ)).sum(),
         outer_loss=lambda key, φ, θ, query: error(φ, query),
-        inner_optimizer=optax.chain(rated, optax.sgd(1.0, momentum=0.9)),
+        inner_optimizer=optax.chain(optimizers.learned(scaled), optax.sgd(1.0, momentum=0.9)),
         inner_steps=steps,
         adjoint=jmeta.exact(checkpoint=True),
     )

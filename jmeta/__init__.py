@@ -1,6 +1,6 @@
 """jmeta: functional meta-learning on JAX."""
 
-from jmeta.adjoint import conjugate_gradient, exact, first_order, implicit, mixed_mode, neumann, truncated
+from jmeta.adjoint import exact, first_order, implicit, mixed_mode, truncated
 from jmeta.bilevel import bilevel
 from jmeta.calibration import calibrate
 from jmeta.compilation import compiler_options
@@ -83,6 +83,7 @@ from jmeta.runs.checkpoint import restore, save
 from jmeta.runs.citations import citation
 from jmeta.runs.run import Run, load
 from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
+from jmeta.solvers import conjugate_gradient, neumann
 from jmeta.step import TrainState, make_step
 from jmeta.train import Fit, fit, init
 

@@ -20,6 +20,8 @@ from jmeta.inner import (
     descend,
     with_statistics,
 )
+from jmeta.solvers import LinearSolver, conjugate_gradient
+from jmeta.solvers import neumann as neumann
 from jmeta.tree import combine, partition, widened
 
 
@@ -109,6 +111,46 @@ def mixed_mode(*, checkpoint: bool = False) -> Adjoint:
     """
     scan = _scan_in_segments if checkpoint else jax.lax.scan
     return partial(_unrolled, scan=scan, value_and_grad=_mixed_value_and_grad)
+
+
+def annealed(adjoint: Adjoint, until: int) -> Adjoint:
+    """Treats the inner gradients as constants in the first meta-steps: derivative-order annealing.
+
+    Both orders lie in one compiled program, of which one is computed.
+
+    Args:
+        adjoint: from the meta-step `until` on.
+        until: meta-steps of `first_order()` before it; 0 leaves the adjoint as it is.
+
+    Returns:
+        An adjoint for inner problems whose state counts the meta-steps, `state["meta_step"]`.
+
+    Example:
+        >>> import jmeta
+        >>> from jmeta.adjoint import annealed
+        >>> learner = jmeta.maml_plus_plus(jmeta.linen(jmeta.Conv4(outputs=5)), adjoint=annealed(jmeta.exact(), 100))
+
+    Reference: Antoniou, Edwards, Storkey 2019, "How to Train Your MAML", section 4 (DA),
+    https://arxiv.org/abs/1810.09502.
+    """
+
+    def both(problem: InnerProblem) -> Solve:
+        early, late = first_order()(problem), adjoint(problem)
+
+        def solve(
+            key: Key[Array, ""],
+            params: Params,
+            state: State,
+            support: PyTree,
+            hyper: PyTree = (),
+            optimiser_state: PyTree = None,
+        ) -> Adapted:
+            given = (key, params, state, support, hyper, optimiser_state)
+            return jax.lax.cond(state["meta_step"] < until, lambda: early(*given), lambda: late(*given))
+
+        return solve
+
+    return both if until else adjoint
 
 
 Loss = Callable[[PyTree, PyTree], tuple[Array, State]]
@@ -231,81 +273,6 @@ def _descent(
 def _add_proximal(weight: float, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
     """The gradient of the inner loss with ½ λ ‖φ − θ‖²."""
     return jax.tree.map(lambda g, φ, θ: g + weight * (φ - θ), gradient, φ, θ) if weight else gradient
-
-
-Matvec = Callable[[PyTree], PyTree]
-LinearSolver = Callable[[Matvec, PyTree], PyTree]
-
-
-def conjugate_gradient(maxiter: int = 5) -> LinearSolver:
-    """Solves A u = v by at most `maxiter` steps of conjugate gradients; A must be positive definite.
-
-    Args:
-        maxiter: products with A, which bound the time of a meta-gradient.
-
-    Returns:
-        `(A, v) -> u`, where A is the function `u -> A u` of pytrees.
-
-    Raises:
-        ConfigError: `maxiter` below 1.
-
-    Example:
-        >>> import jax.numpy as jnp, jmeta
-        >>> solve = jmeta.conjugate_gradient(maxiter=5)
-        >>> float(solve(lambda u: 2.0 * u, jnp.ones(())))
-        0.5
-
-    Reference: Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients", section 3.
-    """
-    _check_maxiter(maxiter)
-
-    def solve(matvec: Matvec, v: PyTree) -> PyTree:
-        return jax.scipy.sparse.linalg.cg(matvec, v, maxiter=maxiter)[0]
-
-    return solve
-
-
-def neumann(maxiter: int = 10, rate: float = 0.25) -> LinearSolver:
-    """Solves A u = v by a Neumann series, u = η Σⱼ (I − η A)ʲ v over j = 0, ..., `maxiter`.
-
-    Args:
-        maxiter: products with A.
-        rate: η; the series converges where it is below 2 over the largest eigenvalue of A, for iMAML 2 / (‖H‖ + λ).
-
-    Returns:
-        `(A, v) -> u`, where A is the function `u -> A u` of pytrees.
-
-    Raises:
-        ConfigError: `maxiter` below 1, or a rate that is not positive.
-
-    Example:
-        >>> import jax.numpy as jnp, jmeta
-        >>> solve = jmeta.neumann(maxiter=20)
-        >>> round(float(solve(lambda u: 2.0 * u, jnp.ones(()))), 4)
-        0.5
-
-    Reference: Lorraine, Vicol, Duvenaud 2020, "Optimizing Millions of Hyperparameters by Implicit Differentiation",
-    algorithm 3, https://arxiv.org/abs/1911.02590.
-    """
-    _check_maxiter(maxiter)
-    if not rate > 0:
-        raise ConfigError(f"rate is {rate}; give a positive rate.")
-
-    def solve(matvec: Matvec, v: PyTree) -> PyTree:
-        def term(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
-            p, total = carry
-            p = jax.tree.map(lambda p, ap: p - rate * ap, p, matvec(p))
-            return (p, jax.tree.map(jnp.add, total, p)), None
-
-        (_, total), _ = jax.lax.scan(term, (v, v), length=maxiter)
-        return jax.tree.map(lambda x: rate * x, total)
-
-    return solve
-
-
-def _check_maxiter(maxiter: int) -> None:
-    if maxiter < 1:
-        raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
 
 
 def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 0.3) -> Adjoint:

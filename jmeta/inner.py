@@ -243,25 +243,10 @@ def support_loss(model: Model, loss: Loss) -> InnerLoss:
     return inner_loss
 
 
-def initialiser(model: Model, inner_steps: int) -> Callable[[Key[Array, ""], Task], tuple[Params, State]]:
-    """The `init` of a learner with an inner loop: θ as the model draws it.
-
-    Without inner steps a learner can be evaluated (what θ knows before it adapts), but not meta-trained.
-
-    Args:
-        model: the network.
-        inner_steps: K.
-
-    Returns:
-        `(key, task) -> (params, state)`.
-
-    Raises:
-        ConfigError: when called, K is 0.
-    """
+def initialiser(model: Model) -> Callable[[Key[Array, ""], Task], tuple[Params, State]]:
+    """The `init` of a learner whose parameters are the model's own: θ as the model draws it."""
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        if inner_steps < 1:
-            raise ConfigError(f"inner_steps is {inner_steps}; give at least 1.")
         return model.init(key, task.support.inputs)
 
     return init
@@ -306,4 +291,10 @@ def check_inner(inner_rate: float, inner_steps: int) -> None:
     if not inner_rate > 0:
         raise ConfigError(f"inner_rate is {inner_rate}; give a positive rate.")
     if inner_steps < 0:
+        raise ConfigError(f"inner_steps is {inner_steps}; give 0 or more.")
+
+
+def check_learns_by_steps(inner_steps: int) -> None:
+    """Raises `ConfigError` where there are none; of a learner whose objective says nothing without them."""
+    if inner_steps < 1:
         raise ConfigError(f"inner_steps is {inner_steps}; give at least 1.")

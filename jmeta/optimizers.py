@@ -1,4 +1,4 @@
-"""Updates that optax does not have: the step of TRPO, several on the same batch, and one into a set."""
+"""Updates that optax does not have: the step of TRPO, several on a batch, one into a set, and one that is learned."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jmeta.core import Info, Params
 from jmeta.inner import descend
 
 Objective = Callable[[Params], tuple[Float[Array, ""], Info]]
+LearnedUpdate = Callable[[PyTree, PyTree, Int[Array, ""]], PyTree]
 
 
 def trust_region(
@@ -146,3 +147,28 @@ def projected(
         return jax.tree.map(jnp.subtract, projection(moved), params), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def learned(update: LearnedUpdate) -> optax.GradientTransformationExtraArgs:
+    """An inner optimiser with meta-learned parameters: φₖ₊₁ = φₖ + u(∇L(φₖ), η, k).
+
+    Args:
+        update: u, `(gradient, hyper, step) -> update`, of the gradient, of η, which a learner gives to its inner loop
+            as `hyper`, and of the number of the inner step, from 0.
+
+    Returns:
+        An optax transformation for `jmeta.InnerProblem`, whose state is the number of the step.
+
+    Example:
+        >>> import jax, jmeta
+        >>> from jmeta.optimizers import learned
+        >>> optimiser = learned(lambda gradient, rate, step: jax.tree.map(lambda g: -rate * g, gradient))
+        >>> problem = jmeta.InnerProblem(jmeta.support_loss(jmeta.identity(), jmeta.mean_squared_error), optimiser, 5)
+    """
+
+    def numbered(
+        gradient: PyTree, step: Int[Array, ""], params: PyTree = None, *, hyper: PyTree, **extra: Any
+    ) -> tuple[PyTree, Int[Array, ""]]:
+        return update(gradient, hyper, step), step + 1
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), jnp.int32), numbered)

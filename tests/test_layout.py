@@ -10,7 +10,7 @@ import jmeta
 
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
-    {"errors", "tree", "compilation", "files", "inputs"},
+    {"errors", "tree", "compilation", "files", "inputs", "solvers"},
     {"masks", "metrics", "distances"},
     {"core"},
     {"losses"},

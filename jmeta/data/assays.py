@@ -1,6 +1,6 @@
 """Every assay is a task: which molecules are active, in drug discovery."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,10 +76,49 @@ def from_assays(
     Differences from the paper: its query set is all of the assay but the support; here it has a fixed size.
     """
     features, labels = stored(np.asarray(features)), np.asarray(labels)
-    (least_shots, shots), (least_queries, queries) = span("shots", shots), span("queries", queries)
-    for name, value in (("shots", least_shots), ("queries", least_queries)):
-        if value < 2:
-            raise DataError(f"{name} is {value}; give at least 2, one active and one inactive.")
+    size = {"shots": span("shots", shots), "queries": span("queries", queries)}
+    labels = _checked(features, labels, size, names)
+    active, inactive = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
+    share = active / np.maximum(active + inactive, 1)
+
+    def actives(size: np.ndarray) -> np.ndarray:
+        return np.clip(np.round(size[None] * share[:, None]), 1, size[None] - 1)
+
+    sizes, query_sizes = (np.arange(least, most + 1) for least, most in size.values())
+    in_support = np.broadcast_to(sizes // 2, (len(share), len(sizes))) if balanced else actives(sizes)
+    in_query = actives(query_sizes)
+    most_active = in_support.max(axis=1) + in_query.max(axis=1)
+    most_inactive = (sizes[None] - in_support).max(axis=1) + (query_sizes[None] - in_query).max(axis=1)
+    enough = (active >= most_active) & (inactive >= most_inactive)
+    if not enough.any():
+        raise DataError(
+            f"no assay has enough molecules of both classes for {sizes[-1]} shots and {query_sizes[-1]} queries."
+        )
+    data = AssayData(
+        features=jnp.asarray(features),
+        labels=jnp.asarray(labels.T[enough], jnp.int8),
+        support=jnp.asarray(in_support[enough], jnp.int32),
+        query=jnp.asarray(in_query[enough], jnp.int32),
+    )
+    protocol = {
+        "ways": 2,
+        **spans(**size),
+        "balanced": balanced,
+        "assays": int(enough.sum()),
+        "dropped": int((~enough).sum()),
+        "classes": 2,
+    }
+    kept = tuple(name for name, keep in zip(names, enough, strict=True) if keep) if names else ()
+    return TaskSource(data, _sampler(**size), protocol, kept)
+
+
+def _checked(
+    features: np.ndarray, labels: np.ndarray, size: Mapping[str, tuple[int, int]], names: Sequence[str]
+) -> np.ndarray:
+    """The labels with −1 for NaN; `DataError` unless all arguments are as they should be."""
+    for name, (least, _) in size.items():
+        if least < 2:
+            raise DataError(f"{name} is {least}; give at least 2, one active and one inactive.")
     if labels.ndim != 2 or len(features) != len(labels):
         raise DataError(
             f"features have shape {list(features.shape)} and labels {list(labels.shape)}; give one row of labels, "
@@ -96,42 +135,28 @@ def from_assays(
         )
     if names and len(names) != labels.shape[1]:
         raise DataError(f"there are {len(names)} names but {labels.shape[1]} assays; give one name for each assay.")
-    active, inactive = (labels == 1).sum(axis=0), (labels == 0).sum(axis=0)
-    share = active / np.maximum(active + inactive, 1)
-    sizes, query_sizes = np.arange(least_shots, shots + 1), np.arange(least_queries, queries + 1)
+    return labels
 
-    def actives(size: np.ndarray) -> np.ndarray:
-        return np.clip(np.round(size[None] * share[:, None]), 1, size[None] - 1)
 
-    in_support = np.broadcast_to(sizes // 2, (len(share), len(sizes))) if balanced else actives(sizes)
-    in_query = actives(query_sizes)
-    most_active = in_support.max(axis=1) + in_query.max(axis=1)
-    most_inactive = (sizes[None] - in_support).max(axis=1) + (query_sizes[None] - in_query).max(axis=1)
-    enough = (active >= most_active) & (inactive >= most_inactive)
-    if not enough.any():
-        raise DataError(f"no assay has enough molecules of both classes for {shots} shots and {queries} queries.")
-    data = AssayData(
-        features=jnp.asarray(features),
-        labels=jnp.asarray(labels.T[enough], jnp.int8),
-        support=jnp.asarray(in_support[enough], jnp.int32),
-        query=jnp.asarray(in_query[enough], jnp.int32),
-    )
+def _sampler(shots: tuple[int, int], queries: tuple[int, int]) -> Callable[[Key[Array, ""], AssayData], Task]:
+    """Draws a task; sizes are `(least, most)`."""
+    (least_shots, most_shots), (least_queries, most_queries) = shots, queries
 
     def sample(key: Key[Array, ""], data: AssayData) -> Task:
         assay_key, row_key = jax.random.split(key)
         assay = jax.random.randint(assay_key, (), 0, len(data.labels))
         score = jax.random.uniform(row_key, data.labels.shape[1:])
-        most = min(shots + queries, len(score))
+        most = min(most_shots + most_queries, len(score))
         # The molecules of either class in random order; support takes the first, the query those that follow.
         active, inactive = (
             jax.lax.top_k(jnp.where(data.labels[assay] == label, score, -1.0), most)[1] for label in (1, 0)
         )
         zero = jnp.zeros((), jnp.int32)
         more_shots, more_queries = zero, zero
-        if least_shots < shots or least_queries < queries:
+        if least_shots < most_shots or least_queries < most_queries:
             sizes_keys = jax.random.split(jax.random.fold_in(key, 2))
-            more_shots = jax.random.randint(sizes_keys[0], (), 0, shots - least_shots + 1)
-            more_queries = jax.random.randint(sizes_keys[1], (), 0, queries - least_queries + 1)
+            more_shots = jax.random.randint(sizes_keys[0], (), 0, most_shots - least_shots + 1)
+            more_queries = jax.random.randint(sizes_keys[1], (), 0, most_queries - least_queries + 1)
         first, second = data.support[assay, more_shots], data.query[assay, more_queries]
 
         def examples(rows: int, there: Any, actives: Array, after: Array, after_inactive: Array) -> Examples:
@@ -147,20 +172,12 @@ def from_assays(
             found = Examples(as_seen(data.features[chosen]), targets, classes=label, rows=chosen)
             return found if isinstance(there, int) else keep(found, place < there)
 
-        s: Any = shots if least_shots == shots else least_shots + more_shots
-        q: Any = queries if least_queries == queries else least_queries + more_queries
-        return Task(examples(shots, s, first, zero, zero), examples(queries, q, second, first, s - first))
+        s: Any = most_shots if least_shots == most_shots else least_shots + more_shots
+        q: Any = most_queries if least_queries == most_queries else least_queries + more_queries
+        support = examples(most_shots, s, first, zero, zero)
+        return Task(support, examples(most_queries, q, second, first, s - first))
 
-    protocol = {
-        "ways": 2,
-        **spans(shots=(least_shots, shots), queries=(least_queries, queries)),
-        "balanced": balanced,
-        "assays": int(enough.sum()),
-        "dropped": int((~enough).sum()),
-        "classes": 2,
-    }
-    kept = tuple(name for name, keep in zip(names, enough, strict=True) if keep) if names else ()
-    return TaskSource(data, sample, protocol, kept)
+    return sample
 
 
 def average_precision_gain(outputs: Float[Array, "n 2"], targets: Float[Array, "n 2"]) -> Float[Array, ""]:

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jmeta.core import TaskSource
-from jmeta.data.episodes import Descriptions, Size, from_arrays
+from jmeta.data.descriptions import Descriptions
+from jmeta.data.episodes import Size, from_arrays
 from jmeta.errors import DataError
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
+from jmeta.data.descriptions import Descriptions, checked_descriptions
 from jmeta.data.text import TokenIds
 from jmeta.errors import ConfigError, DataError
 from jmeta.inputs import as_array, as_seen, stored
 
 Transform = Callable[[Key[Array, ""], Num[Array, "n ..."]], Num[Array, "n ..."]]
 Size = int | tuple[int, int]
-Descriptions = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds
 
 
 class EpisodeData(NamedTuple):
@@ -135,54 +135,80 @@ def from_arrays(
         families=jnp.asarray(kinds[sizes >= ways], jnp.int32),
         descriptions=() if descriptions is None else checked_descriptions(descriptions, classes, names),
     )
-    most = int(np.max(count))
-    has_descriptions = descriptions is not None  # `sample` closes over no array, so that equal sources share a program
-    varies = least_ways < ways or least_shots < slots
+    if batch is not None:
+        protocol = {"ways": len(classes), "batch": batch, **dropped}
+        return TaskSource(data, _batch_sampler(batch, transform), protocol, tuple(names))
+    size = {"ways": (least_ways, ways), "shots": (least_shots, shots), "queries": (least_queries, queries)}
+    sample = _episode_sampler(**size, most=int(np.max(count)), transform=transform, ordered=ordered)
+    return TaskSource(data, sample, {**spans(**size), **dropped}, tuple(names))
+
+
+# The samplers close over no array, so that equal sources share a program.
+
+
+def _episode_sampler(
+    ways: tuple[int, int],
+    shots: tuple[int, int],
+    queries: tuple[int, int],
+    *,
+    most: int,
+    transform: Transform | None,
+    ordered: bool,
+) -> Callable[[Key[Array, ""], EpisodeData], Task]:
+    """Draws an episode whose classes have at most `most` rows; sizes are `(least, most)`."""
+    (least_ways, ways_), (least_shots, shots_), (least_queries, queries_) = ways, shots, queries
+    slots = max(shots_, 1)
+    varies = least_ways < ways_ or least_shots < slots
 
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         class_key, row_key, transform_key = jax.random.split(key, 3)
-        chosen = _choose_classes(class_key, data, ways)
-        rows = jax.vmap(lambda key, first, count: first + choose_rows(key, count, most, slots + queries))(
-            jax.random.split(row_key, ways), data.first[chosen], data.count[chosen]
+        chosen = _choose_classes(class_key, data, ways_)
+        rows = jax.vmap(lambda key, first, count: first + choose_rows(key, count, most, slots + queries_))(
+            jax.random.split(row_key, ways_), data.first[chosen], data.count[chosen]
         )
         rows = jnp.sort(rows, axis=1) if ordered else rows
-        inputs = take(transform_key, data, rows.reshape(-1))
-        inputs = inputs.reshape(ways, slots + queries, *inputs.shape[1:])
+        inputs = _take(transform, transform_key, data, rows.reshape(-1))
+        inputs = inputs.reshape(ways_, slots + queries_, *inputs.shape[1:])
         support, query = (
             _examples(inputs[:, part], chosen, data.rows[rows[:, part]]) for part in (slice(slots), slice(slots, None))
         )
-        there = jnp.ones(ways, bool)
+        there = jnp.ones(ways_, bool)
         if varies:
             ways_key, shots_key = jax.random.split(jax.random.fold_in(key, 3))
-            there = jnp.arange(ways) < jax.random.randint(ways_key, (), least_ways, ways + 1)
-            counts = jnp.where(there, jax.random.randint(shots_key, (ways,), least_shots, shots + 1), 0)
+            there = jnp.arange(ways_) < jax.random.randint(ways_key, (), least_ways, ways_ + 1)
+            counts = jnp.where(there, jax.random.randint(shots_key, (ways_,), least_shots, shots_ + 1), 0)
             support = keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
-            if least_queries == queries:
-                query = keep(query, jnp.repeat(there, queries))
-        if least_queries < queries:
-            drawn = jax.random.randint(jax.random.fold_in(key, 4), (ways,), least_queries, queries + 1)
+            if least_queries == queries_:
+                query = keep(query, jnp.repeat(there, queries_))
+        if least_queries < queries_:
+            drawn = jax.random.randint(jax.random.fold_in(key, 4), (ways_,), least_queries, queries_ + 1)
             asked = jnp.where(there, drawn, 0)
-            query = keep(query, (jnp.arange(queries)[None] < asked[:, None]).reshape(-1))
-        if has_descriptions:
-            support = support._replace(descriptions=jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions))
-        return Task(support, query)
+            query = keep(query, (jnp.arange(queries_)[None] < asked[:, None]).reshape(-1))
+        told = jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions)
+        return Task(support._replace(descriptions=told), query)
 
-    def sample_batch(key: Key[Array, ""], data: EpisodeData) -> Task:
+    return sample
+
+
+def _batch_sampler(batch: int, transform: Transform | None) -> Callable[[Key[Array, ""], EpisodeData], Task]:
+    """Draws rows of all classes at once, with replacement."""
+
+    def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         row_key, transform_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, () if batch is None else (batch,), 0, len(data.inputs))
-        inputs = take(transform_key, data, rows)
+        rows = jax.random.randint(row_key, (batch,), 0, len(data.inputs))
+        inputs = _take(transform, transform_key, data, rows)
         labels = (jnp.searchsorted(data.first, rows, side="right") - 1).astype(jnp.int32)
         targets = jax.nn.one_hot(labels, len(data.first), dtype=jnp.float32)
         return Task((), Examples(inputs, targets, classes=labels, rows=data.rows[rows]))
 
-    def take(key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]) -> Num[Array, "n ..."]:
-        inputs = as_seen(data.inputs[rows])
-        return inputs if transform is None else transform(key, inputs)
+    return sample
 
-    if batch is not None:
-        return TaskSource(data, sample_batch, {"ways": len(classes), "batch": batch, **dropped}, tuple(names))
-    size = {"ways": (least_ways, ways), "shots": (least_shots, shots), "queries": (least_queries, queries)}
-    return TaskSource(data, sample, {**spans(**size), **dropped}, tuple(names))
+
+def _take(
+    transform: Transform | None, key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]
+) -> Num[Array, "n ..."]:
+    inputs = as_seen(data.inputs[rows])
+    return inputs if transform is None else transform(key, inputs)
 
 
 def split_classes(
@@ -256,62 +282,6 @@ def keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
     inputs = jnp.where(kept.any(), inputs, jnp.zeros_like(inputs))
     targets = examples.targets * kept[:, None].astype(examples.targets.dtype)
     return examples._replace(inputs=inputs, targets=targets, mask=kept)
-
-
-def checked_descriptions(
-    descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()
-) -> Array | TokenIds:
-    """One description for each class as an array `[classes, ...]`; `DataError` unless there is, all of one width."""
-    if isinstance(descriptions, TokenIds):
-        return TokenIds(_checked(descriptions.ids, classes, names, np.dtype(np.int32)))
-    return _checked(descriptions, classes, names, np.dtype(np.float32))
-
-
-def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype: np.dtype) -> Array:
-    called = [repr(name) for name in names] or [str(label) for label in classes]
-    if isinstance(descriptions, Mapping):
-        missing = [name for name, label in zip(called, classes.tolist(), strict=True) if label not in descriptions]
-        if missing:
-            raise DataError(f"class {missing[0]} has no description; give one for each class.")
-        descriptions = [descriptions[label] for label in classes.tolist()]
-    if len(descriptions) != len(classes):
-        raise DataError(
-            f"there are {len(descriptions)} descriptions but {len(classes)} classes; give one for each class."
-        )
-    shapes = [np.shape(one) for one in descriptions]
-    for name, shape in zip(called, shapes, strict=True):
-        if shape != shapes[0] or shape == ():
-            raise DataError(
-                f"the description of class {name} has shape {list(shape)}, that of {called[0]} {list(shapes[0])}; give "
-                "vectors of one width."
-            )
-    array = np.stack([np.asarray(one) for one in descriptions])
-    if array.dtype.kind not in "buif" and array.dtype != jnp.bfloat16:
-        raise DataError(
-            f"descriptions are {array.dtype}; make numbers of them: jmeta.TokenIds(jmeta.hashed_text(texts)) for text."
-        )
-    if dtype == np.float32 and array.dtype.kind in "ui" and array.max() > 1:
-        raise DataError(
-            f"descriptions are integers up to {array.max()}, which may be token ids or numbers; give token ids as "
-            "jmeta.TokenIds(ids) and numbers as floats."
-        )
-    if dtype == np.int32 and (array.dtype.kind not in "ui" or array.min() < 0):
-        raise DataError(f"token ids are {array.dtype} from {array.min()}; jmeta.hashed_text(texts) makes them.")
-    array = array.astype(dtype)
-    flat = array.reshape(len(array), -1)
-    for name, row in zip(called, flat, strict=True):
-        if not np.isfinite(row).all():
-            raise DataError(f"the description of class {name} is not finite; remove or repair NaN and infinite values.")
-        if not row.any():
-            raise DataError(f"the description of class {name} is all zeros, which says nothing; describe it.")
-    _, first, inverse = np.unique(flat, axis=0, return_index=True, return_inverse=True)
-    for i, j in enumerate(first[inverse.reshape(-1)]):
-        if i != j:
-            raise DataError(
-                f"classes {called[j]} and {called[i]} have the same description; describe what tells them apart, "
-                "or make one class of them."
-            )
-    return jnp.asarray(array)
 
 
 def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."]:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Key
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
 from jmeta.distances import squared_euclidean
 from jmeta.errors import ConfigError
-from jmeta.learners.prototypical import Distance, prototypes
+from jmeta.learners.prototypical import Classes, Distance, nearest, prototypes
 from jmeta.learners.zero_shot import Hidden, init_towers, read_descriptions
 from jmeta.losses import softmax_cross_entropy
-from jmeta.masks import described, only, shots
+from jmeta.masks import described, shots
 from jmeta.models.adapters import linen
 
 
@@ -45,7 +45,7 @@ def am3(
 
     Returns:
         The learner, for any number of ways; its support has descriptions. `Adapted.params` is
-        `(θ, prototypes [ways, features], present [ways])`, `Adapted.info["image_share"]` is the mean of λₖ.
+        `Classes(θ, prototypes [ways, features], present [ways])`, `Adapted.info["image_share"]` is the mean of λₖ.
 
     Raises:
         ConfigError: `dropout` is below 0, or 1 or more.
@@ -86,12 +86,8 @@ def am3(
         seen, told = shots(support.targets) > 0, described(support.descriptions)
         λ = jnp.where(seen & told, jax.nn.sigmoid(logit[:, 0]), seen.astype(w.dtype))
         mixed = λ[:, None] * prototypes(support.inputs, support.targets) + (1 - λ[:, None]) * w
-        return Adapted((params, mixed, seen | told), {**state, "gate": gate_state}, {"image_share": λ.mean()})
+        return Adapted(Classes(params, mixed, seen | told), {**state, "gate": gate_state}, {"image_share": λ.mean()})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
-        _, mixed, present = adapted.params
-        return only(present, -distance(z, mixed))
-
-    training = embedded(model, init, partial(adapt, train=True), predict, softmax_cross_entropy)
+    training = embedded(model, init, partial(adapt, train=True), nearest(distance), softmax_cross_entropy)
     # dropout of g and h is for training alone
-    return embedded(model, init, adapt, predict, softmax_cross_entropy)._replace(objective=training.objective)
+    return embedded(model, init, adapt, nearest(distance), softmax_cross_entropy)._replace(objective=training.objective)

@@ -34,7 +34,7 @@ def anil(
         The learner.
 
     Raises:
-        ConfigError: no parameter lies under `head` (the sentence lists them), α is not positive, or K is below 1.
+        ConfigError: no parameter lies under `head` (the sentence lists them), α is not positive, or K is negative.
 
     Example:
         >>> import jmeta

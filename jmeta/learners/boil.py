@@ -33,7 +33,7 @@ def boil(
         The learner.
 
     Raises:
-        ConfigError: every parameter lies under `head`, α is not positive, or K is below 1.
+        ConfigError: every parameter lies under `head`, α is not positive, or K is negative.
 
     Example:
         >>> import jmeta

@@ -38,7 +38,7 @@ def cavia(
         The learner. The context stands in θ for its shape; its value there is not used.
 
     Raises:
-        ConfigError: no parameter lies under `context` (the sentence lists them), α is not positive, or K is below 1.
+        ConfigError: no parameter lies under `context` (the sentence lists them), α is not positive, or K is negative.
 
     Example:
         >>> import jmeta
@@ -59,4 +59,4 @@ def cavia(
         φ, θ = partition(is_context, params)
         return solve(key, combine(jax.tree.map(jnp.zeros_like, φ), θ), state, support)
 
-    return episodic(initialiser(model, inner_steps), adapt, answers(model), loss)
+    return episodic(initialiser(model), adapt, answers(model), loss)

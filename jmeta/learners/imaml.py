@@ -39,7 +39,7 @@ def imaml(
         `jmeta.implicit`.
 
     Raises:
-        ConfigError: λ or α is not positive, or K is below 1.
+        ConfigError: λ or α is not positive, or K is negative.
 
     Example:
         >>> import jmeta
@@ -57,4 +57,4 @@ def imaml(
     if not proximal > 0:
         raise ConfigError(f"proximal is {proximal}; give a positive weight: without it φ* does not depend on θ.")
     problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, proximal=proximal)
-    return episodic(initialiser(model, inner_steps), adjoint(problem), answers(model), loss)
+    return episodic(initialiser(model), adjoint(problem), answers(model), loss)

@@ -28,7 +28,7 @@ def maml(
     Args:
         model: the network; `jmeta.linen(module)` makes one. It has as many outputs as the tasks have ways.
         inner_rate: α, on the *mean* loss of the support. Default: 0.4 for cross entropy, 0.01 for any other loss.
-        inner_steps: K.
+        inner_steps: K; with 0, θ is trained on all tasks without adaptation.
         loss: L, `(outputs, targets) -> scalar`, inner and outer.
         adjoint: how to differentiate through the inner loop; `exact()` is MAML, `first_order()` is FOMAML.
         adaptable: a predicate on the path of a leaf of θ (`"head/kernel"`): which leaves the inner loop changes.
@@ -40,8 +40,8 @@ def maml(
         The learner; `Adapted.params` is φ_K, `Adapted.info["inner_loss"]` is L(φₖ; support) for k < K, `[inner_steps]`.
 
     Raises:
-        ConfigError: α is not positive or K is negative; from `init` and `fit`, K is 0, no leaf is adaptable, or the
-            inner optimiser has no derivative where a gradient is 0.
+        ConfigError: α is not positive or K is negative; from `init` and `fit`, no leaf is adaptable, or the inner
+            optimiser has no derivative where a gradient is 0.
         ModelError: `model` is no `Model`; from `init` and `fit`, the outputs do not have the shape of the targets.
 
     Example:
@@ -61,7 +61,7 @@ def maml(
     check_inner(α, inner_steps)
 
     problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, adaptable)
-    return episodic(initialiser(model, inner_steps), adjoint(problem), answers(model), loss)
+    return episodic(initialiser(model), adjoint(problem), answers(model), loss)
 
 
 def fomaml(
@@ -81,7 +81,7 @@ def fomaml(
         The learner.
 
     Raises:
-        ConfigError: α is not positive or K is below 1, see `maml`.
+        ConfigError: α is not positive or K is negative, see `maml`.
 
     Example:
         >>> import jmeta

@@ -1,20 +1,20 @@
 """MAML++ (Antoniou et al. 2019)."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jmeta.adjoint import exact, first_order
+from jmeta.adjoint import annealed, exact
 from jmeta.core import (
     Adapted,
     Info,
     MetaLearner,
     Model,
+    Objective,
     Params,
     State,
     Task,
@@ -24,9 +24,12 @@ from jmeta.core import (
     over_tasks,
 )
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem, Loss, check_inner, initialiser, rate_for, support_loss
+from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.tree import partition, path_name
+from jmeta.models.per_step import of_step
+from jmeta.models.per_step import per_step as per_step_of
+from jmeta.optimizers import learned
+from jmeta.tree import partition
 
 
 def maml_plus_plus(
@@ -73,8 +76,8 @@ def maml_plus_plus(
         `optax.adam(optax.cosine_decay_schedule(...))`.
 
     Raises:
-        ConfigError: `inner_rate` is not positive, K is below 1, a number of meta-steps is negative, or there are more
-            sets than inner steps.
+        ConfigError: `inner_rate` is not positive, K or a number of meta-steps is negative, or there are more sets than
+            inner steps; from `init` and `fit`, K is 0.
 
     Example:
         >>> import jmeta
@@ -102,7 +105,6 @@ def maml_plus_plus(
     sets = inner_steps if per_step is None else per_step
     if not 0 <= sets <= inner_steps:
         raise ConfigError(f"per_step is {sets}, but there are {inner_steps} inner steps; give at most as many sets.")
-    init_model, inner_loss = initialiser(model, inner_steps), support_loss(model, loss)
 
     def is_per_step(path: str) -> bool:
         return per_step_norm and any(norm_name in part for part in path.split("/"))
@@ -110,103 +112,90 @@ def maml_plus_plus(
     def is_adapted(path: str) -> bool:
         return not is_per_step(path)
 
-    def repeat(x: Array) -> Array:
-        return jnp.broadcast_to(x[None], (sets, *x.shape))
+    network = per_step_of(model, sets, weights=is_per_step, statistics=lambda path: per_step_norm)
+    problem = InnerProblem(support_loss(network, loss), learned(_by_rates), inner_steps, is_adapted)
+    adjoint = annealed(adjoint, first_order_until)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        θ, statistics = init_model(key, task)
-        θ = _where(is_per_step, repeat, θ)
-        statistics = jax.tree.map(repeat, statistics) if per_step_norm else statistics
+        check_learns_by_steps(inner_steps)
+        θ, state = network.init(key, task.support.inputs)
         rates = jax.tree.map(lambda x: jnp.full((sets,), α, x.dtype), partition(is_adapted, θ)[0])
-        return {"model": θ, "rates": rates}, {"meta_step": jnp.zeros((), jnp.int32), "model": statistics}
+        return {"model": θ, "rates": rates}, {"meta_step": jnp.zeros((), jnp.int32), "model": state["model"]}
 
-    def at(step: Int[Array, ""], params: Params, statistics: State) -> tuple[Params, State]:
-        """The parameters and statistics of one inner step."""
-        params = _where(is_per_step, lambda x: _set(x, step), params)
-        return params, jax.tree.map(lambda x: _set(x, step), statistics) if per_step_norm else statistics
-
-    def loss_of_step(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> tuple[Array, State]:
-        step, statistics = state
-        value, new = inner_loss(key, *at(step, params, statistics), support)
-        if per_step_norm:
-            new = jax.tree.map(lambda all, x: all.at[jnp.minimum(step, len(all) - 1)].set(x), statistics, new)
-        return value, (step + 1, new)
-
-    def update(
-        gradient: PyTree, step: Int[Array, ""], φ: PyTree = None, *, hyper: PyTree, **extra: Any
-    ) -> tuple[PyTree, Int[Array, ""]]:
-        # SGD as optax writes it, so that without learned rates this is MAML to the last bit.
-        return jax.tree.map(lambda rates, g: -_set(rates, step) * g, hyper, gradient), step + 1
-
-    optimiser = optax.GradientTransformationExtraArgs(lambda φ: jnp.zeros((), jnp.int32), update)
-    problem = InnerProblem(loss_of_step, optimiser, inner_steps, is_adapted)
-
-    def solve(key: Key[Array, ""], params: Params, state: State, support: PyTree, trajectory: bool) -> Adapted:
+    def solve(problem: InnerProblem, key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         rates = params["rates"] if learned_rates else lax.stop_gradient(params["rates"])
-        start = (jnp.zeros((), jnp.int32), state["model"])
+        return adjoint(problem)(key, params["model"], _after(jnp.zeros((), jnp.int32), state), support, rates)
 
-        def through(how: Adjoint) -> Callable[[], Adapted]:
-            descent = how(problem._replace(trajectory=trajectory))
-            return lambda: descent(key, params["model"], start, support, rates)
+    last_step = episodic(init, partial(solve, problem), answers(network), loss)
+    path = partial(solve, problem._replace(trajectory=True))
+    every_step = over_tasks(multi_step(path, last_step.predict, loss, partial(_weights, inner_steps, multi_step_loss)))
+    whole = every_step if multi_step_loss else last_step.objective
 
-        if first_order_until == 0:
-            return through(adjoint)()
-        return lax.cond(state["meta_step"] < first_order_until, through(first_order()), through(adjoint))
+    def objective(
+        key: Key[Array, ""], params: Params, state: State, tasks: Task
+    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        value, (new, info) = whole(key, params, state, tasks)
+        return value, ({"meta_step": state["meta_step"] + 1, "model": new["model"]}, info)
 
-    def answer(key: Key[Array, ""], adapted: Adapted, step: Int[Array, ""], inputs: PyTree) -> PyTree:
-        """The outputs after an inner step, with its set of the normalisation."""
-        return model.apply(key, *at(step, adapted.params, adapted.state["model"]), inputs, train=False)[0]
+    return last_step._replace(objective=objective)
 
-    def finished(adapted: Adapted, state: State) -> Adapted:
-        return adapted._replace(state={"meta_step": state["meta_step"], "model": adapted.state[1]})
 
-    def adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
-        return finished(solve(key, params, state, support, trajectory=False), state)
+def multi_step(
+    adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted],
+    predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree],
+    loss: Loss,
+    weights: Callable[[State], Float[Array, "steps"]],
+) -> Objective:
+    """The objective of one task Σₖ vₖ L(φₖ; query), over all inner steps.
 
-    def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
-        return answer(key, adapted, jnp.asarray(max(inner_steps - 1, 0)), inputs)
+    Args:
+        adapt: an inner loop that keeps its path, `InnerProblem(trajectory=True)`.
+        predict: the learner's; `adapted.state["step"]` is the number of inner steps done.
+        loss: L.
+        weights: `state -> v`, of the learner's state before the meta-step.
 
-    last_step = episodic(init, adapt, predict, loss)
+    Returns:
+        `(key, params, state, task) -> (scalar, (state, info))`, for `jmeta.over_tasks`.
 
-    def every_step(
+    Reference: Antoniou, Edwards, Storkey 2019, "How to Train Your MAML", section 4 (MSL).
+    """
+
+    def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         adapt_key, predict_key = jax.random.split(key)
-        path = finished(solve(adapt_key, params, state, task.support, trajectory=True), state)
-
-        t = jnp.minimum(jnp.asarray(state["meta_step"], float) / multi_step_loss, 1.0)
-        v = jnp.full((inner_steps,), (1.0 - t) / inner_steps)
-        v = v.at[-1].set(1.0 - v[:-1].sum())
+        path = adapt(adapt_key, params, state, task.support)
+        v = weights(state)
 
         def query_loss(step: tuple[Params, Int[Array, ""], Float[Array, ""]]) -> Float[Array, ""]:
             φ, k, weight = step
 
             def weighted() -> Float[Array, ""]:
-                outputs = answer(predict_key, path._replace(params=φ), k, task.query.inputs)
-                value = measured(loss, outputs, task.query)
+                adapted = path._replace(params=φ, state=_after(k + 1, path.state))
+                value = measured(loss, predict(predict_key, adapted, task.query.inputs), task.query)
                 return weight.astype(value.dtype) * value
 
             # Once annealed, the queries are looked at after the last step alone.
             return lax.cond(weight > 0, weighted, lambda: jnp.zeros_like(jax.eval_shape(weighted)))
 
-        losses = lax.map(query_loss, (path.params, jnp.arange(inner_steps), v))
+        losses = lax.map(query_loss, (path.params, jnp.arange(len(v)), v))
         return losses.sum(), (path.state, path.info)
 
-    one_program = last_step.objective if multi_step_loss == 0 else over_tasks(every_step)
-
-    def objective(
-        key: Key[Array, ""], params: Params, state: State, tasks: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        value, (new, info) = one_program(key, params, state, tasks)
-        return value, ({**new, "meta_step": state["meta_step"] + 1}, info)
-
-    return last_step._replace(objective=objective)
+    return one_task
 
 
-def _where(select: Callable[[str], bool], change: Callable[[Array], Array], tree: PyTree) -> PyTree:
-    return jax.tree.map_with_path(lambda path, leaf: change(leaf) if select(path_name(path)) else leaf, tree)
+def _weights(steps: int, until: int, state: State) -> Float[Array, "steps"]:
+    """v, from all steps alike to the last one alone."""
+    t = jnp.minimum(jnp.asarray(state["meta_step"], float) / until, 1.0)
+    v = jnp.full((steps,), (1.0 - t) / steps)
+    return v.at[-1].set(1.0 - v[:-1].sum())
 
 
-def _set(sets: Array, step: Int[Array, ""]) -> Array:
-    """That of an inner step; the last one serves all further steps."""
-    return sets[jnp.minimum(step, len(sets) - 1)]
+def _by_rates(gradient: PyTree, rates: PyTree, step: Int[Array, ""]) -> PyTree:
+    # SGD as optax writes it, so that without learned rates this is MAML to the last bit.
+    return jax.tree.map(lambda rates, g: -of_step(rates, step) * g, rates, gradient)
+
+
+def _after(step: Int[Array, ""], state: State) -> State:
+    """The state after so many inner steps."""
+    return {**state, "step": step}

@@ -1,16 +1,14 @@
 """Meta-Curvature (Park, Oliva 2019)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.optimizers import learned
 
 
 def meta_curvature(
@@ -37,7 +35,7 @@ def meta_curvature(
         The learner; its parameters are `{"model": θ, "curvature": M}`, and `Adapted.params` is φ_K.
 
     Raises:
-        ConfigError: `inner_rate` is not positive or K is below 1.
+        ConfigError: `inner_rate` is not positive or K is negative.
 
     Example:
         >>> import jmeta
@@ -51,19 +49,17 @@ def meta_curvature(
     check_model(model)
     α = rate_for(loss, inner_rate, classes=0.4)
     check_inner(α, inner_steps)
-    init_model = initialiser(model, inner_steps)
+    init_model = initialiser(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         θ, state = init_model(key, task)
         curvature = jax.tree.map(lambda x: tuple(jnp.eye(n, dtype=x.dtype) for n in _axes(x)), θ)
         return {"model": θ, "curvature": curvature}, state
 
-    def update(
-        gradient: PyTree, state: PyTree, φ: PyTree = None, *, hyper: PyTree, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(lambda g, matrices: -α * _transformed(g, matrices), gradient, hyper), state
+    def update(gradient: PyTree, curvature: PyTree, step: Int[Array, ""]) -> PyTree:
+        return jax.tree.map(lambda g, matrices: -α * _transformed(g, matrices), gradient, curvature)
 
-    optimiser = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    optimiser = learned(update)
     solve = adjoint(InnerProblem(support_loss(model, loss), optimiser, inner_steps))
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:

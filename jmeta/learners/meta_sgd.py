@@ -1,17 +1,16 @@
 """Meta-SGD (Li et al. 2017)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.optimizers import learned
 from jmeta.tree import everything, partition
 
 
@@ -41,7 +40,7 @@ def meta_sgd(
         The learner; its parameters are `{"model": θ, "rates": α}`, and `Adapted.params` is φ_K.
 
     Raises:
-        ConfigError: `inner_rate` is not positive or K is below 1; no leaf is adaptable.
+        ConfigError: `inner_rate` is not positive or K is negative; no leaf is adaptable.
 
     Example:
         >>> import jmeta
@@ -56,19 +55,14 @@ def meta_sgd(
     check_model(model)
     start = rate_for(loss, inner_rate, classes=0.4)
     check_inner(start, inner_steps)
-    init_model = initialiser(model, inner_steps)
+    init_model = initialiser(model)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         θ, state = init_model(key, task)
         rates = jax.tree.map(lambda x: jnp.full_like(x, start), partition(adaptable, θ)[0])
         return {"model": θ, "rates": rates}, state
 
-    def update(
-        gradient: PyTree, state: PyTree, φ: PyTree = None, *, hyper: PyTree, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(lambda rate, g: -rate * g, hyper, gradient), state
-
-    optimiser = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    optimiser = learned(lambda gradient, rates, step: jax.tree.map(lambda rate, g: -rate * g, rates, gradient))
     solve = adjoint(InnerProblem(support_loss(model, loss), optimiser, inner_steps, adaptable))
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:

@@ -39,7 +39,7 @@ def proto_maml(
         is `{"body": φ, "head": {"kernel": W, "bias": b}}`.
 
     Raises:
-        ConfigError: α is not positive or K is below 1.
+        ConfigError: α is not positive or K is negative.
 
     Example:
         >>> import jmeta
@@ -63,4 +63,4 @@ def proto_maml(
         start = {"body": params, "head": {"kernel": 2.0 * c.T, "bias": -jnp.square(c).sum(axis=1)}}
         return solve(key, start, state, support)
 
-    return episodic(initialiser(model, inner_steps), adapt, answers(network), softmax_cross_entropy)
+    return episodic(initialiser(model), adapt, answers(network), softmax_cross_entropy)

@@ -1,9 +1,10 @@
 """Prototypical networks (Snell et al. 2017)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
 from jmeta.distances import squared_euclidean
@@ -13,6 +14,20 @@ from jmeta.masks import only, shots
 Distance = Callable[
     [Float[Array, "queries features"], Float[Array, "classes features"]], Float[Array, "queries classes"]
 ]
+
+
+class Classes(NamedTuple):
+    """`Adapted.params` where a class is a point in the space of the embeddings.
+
+    Args:
+        params: θ.
+        points: `[ways, ...]`, one for each class.
+        present: `[ways]`, which classes there are; the others are never the answer.
+    """
+
+    params: Params
+    points: Float[Array, "ways ..."]
+    present: Bool[Array, "ways"]
 
 
 def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> MetaLearner:
@@ -26,8 +41,8 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 
     Returns:
         The learner. Its parameters do not depend on the number of ways, so that training on more ways than at test, as
-        the paper advises, needs no other learner. `Adapted.params` is `(θ, prototypes [ways, features], present
-        [ways])`; a class without an example is not present and never the answer.
+        the paper advises, needs no other learner. `Adapted.params` is `Classes(θ, prototypes [ways, features],
+        present [ways])`; a class without an example is not present and never the answer.
 
     Raises:
         ModelError: `model` is no `Model`.
@@ -48,13 +63,33 @@ def prototypical(model: Model, *, distance: Distance = squared_euclidean) -> Met
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         means = prototypes(support.inputs, support.targets)
-        return Adapted((params, means, shots(support.targets) > 0), state, {})
+        return Adapted(Classes(params, means, shots(support.targets) > 0), state, {})
+
+    return embedded(model, init, adapt, nearest(distance), softmax_cross_entropy, part=None)
+
+
+def nearest(distance: Distance) -> Callable[[Key[Array, ""], Adapted, Array], Array]:
+    """The `predict` of embeddings by `Classes`: −d to the point of each class, and least for those that are not there.
+
+    Args:
+        distance: d.
+
+    Returns:
+        `(key, adapted, embeddings [queries, features]) -> [queries, ways]`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta
+        >>> from jmeta.learners.prototypical import Classes, nearest
+        >>> adapted = jmeta.Adapted(Classes({}, jnp.eye(2), jnp.ones(2, bool)), {}, {})
+        >>> nearest(jmeta.squared_euclidean)(jax.random.key(0), adapted, jnp.eye(2)[:1]).tolist()
+        [[-0.0, -2.0]]
+    """
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
-        _, means, present = adapted.params
-        return only(present, -distance(z, means))
+        _, points, present = adapted.params
+        return only(present, -distance(z, points))
 
-    return embedded(model, init, adapt, predict, softmax_cross_entropy, part=None)
+    return predict
 
 
 def prototypes(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.learners.prototypical import Classes
 from jmeta.losses import checked
 from jmeta.masks import shots
 from jmeta.models.adapters import linen
@@ -23,7 +24,7 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
 
     Returns:
         The learner, for any number of ways. Outputs are relation scores in `[0, 1]`, 0 for a class without an example.
-        `Adapted.params` is `(θ, class features [ways, ...], present [ways])`.
+        `Adapted.params` is `Classes(θ, class features [ways, ...], present [ways])`.
 
     Raises:
         ModelError: a model is no `Model`.
@@ -53,7 +54,7 @@ def relation(model: Model, *, relation: Model | None = None) -> MetaLearner:
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         counts = shots(support.targets)
         classes = jnp.tensordot(support.targets / jnp.maximum(counts, 1.0)[None], support.inputs, axes=(0, 0))
-        return Adapted((params, classes, counts > 0), state, {})
+        return Adapted(Classes(params, classes, counts > 0), state, {})
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries ... features"]) -> Array:
         params, classes, present = adapted.params

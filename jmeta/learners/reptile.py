@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.adjoint import first_order
 from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
 from jmeta.errors import ConfigError
-from jmeta.inner import InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
+from jmeta.inner import InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.tree import widened
 
@@ -45,7 +45,7 @@ def reptile(
         steps))`.
 
     Raises:
-        ConfigError: α is not positive, K is below 1, or a batch is empty.
+        ConfigError: α is not positive, K is negative, or a batch is empty; from `init` and `fit`, K is 0.
 
     Example:
         >>> import jax, jmeta, optax
@@ -85,5 +85,9 @@ def reptile(
         distance = optax.tree.norm(widened(jax.tree.map(jnp.subtract, params, adapted.params)), squared=True)
         return 0.5 * distance, (adapted.state, adapted.info)
 
-    learner = episodic(initialiser(model, inner_steps), adapt, answers(model), loss)
+    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+        check_learns_by_steps(inner_steps)
+        return model.init(key, task.support.inputs)
+
+    learner = episodic(init, adapt, answers(model), loss)
     return learner._replace(objective=over_tasks(one_task))

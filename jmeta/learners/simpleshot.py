@@ -21,10 +21,10 @@ from jmeta.core import (
 )
 from jmeta.distances import squared_euclidean, unit
 from jmeta.errors import ConfigError
-from jmeta.learners.prototypical import prototypes
-from jmeta.learners.transfer import check_batches
+from jmeta.learners.prototypical import Classes, nearest, prototypes
+from jmeta.learners.transfer import check_batches, init_classifier, linear
 from jmeta.losses import softmax_cross_entropy
-from jmeta.masks import only, shots
+from jmeta.masks import shots
 
 
 def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, momentum: float = 0.99) -> MetaLearner:
@@ -43,7 +43,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
     Returns:
         The learner, for any number of ways. Train it on a source with `batch=...`, whose queries are examples of all
         training classes, and evaluate it on episodes. `Adapted.params` is
-        `(θ, prototypes [ways, features], present [ways])`; its state holds μ.
+        `Classes(θ, prototypes [ways, features], present [ways])`; its state holds μ.
 
     Raises:
         ConfigError: momentum is not in [0, 1).
@@ -66,18 +66,15 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         check_batches(task)
-        body_key, head_key = jax.random.split(key)
-        body, state = model.init(body_key, task.query.inputs)
-        z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
-        shape = (z.shape[-1], task.query.targets.shape[-1])
-        head = {"kernel": jax.nn.initializers.lecun_normal()(head_key, shape, z.dtype), "bias": jnp.zeros(shape[1:])}
-        return {"body": body, "head": head}, {"model": state, "mean": jnp.zeros(z.shape[-1], z.dtype)}
+        params, state = init_classifier(model, key, task)
+        kernel = params["head"]["kernel"]
+        return params, {"model": state, "mean": jnp.zeros(len(kernel), kernel.dtype)}
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         z, model_state = model.apply(key, params["body"], state["model"], task.query.inputs, train=True)
-        loss = softmax_cross_entropy(z @ params["head"]["kernel"] + params["head"]["bias"][None], task.query.targets)
+        loss = softmax_cross_entropy(linear(z, params["head"]), task.query.targets)
         mean = momentum * state["mean"] + (1.0 - momentum) * jax.lax.stop_gradient(z).mean(axis=0)
         return loss, ({"model": model_state, "mean": mean}, {})
 
@@ -90,11 +87,10 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
         z, model_state = outputs_of(at_test(model), key, params["body"], state["model"], support, train=True)
         state = {**state, "model": model_state}
         means = prototypes(transformed(z, state), support.targets)
-        return Adapted((params, means, shots(support.targets) > 0), state, {})
+        return Adapted(Classes(params, means, shots(support.targets) > 0), state, {})
 
     def predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> Float[Array, "queries ways"]:
-        params, means, present = adapted.params
-        z, _ = model.apply(key, params["body"], adapted.state["model"], inputs, train=False)
-        return only(present, -squared_euclidean(transformed(z, adapted.state), means))
+        z, _ = model.apply(key, adapted.params.params["body"], adapted.state["model"], inputs, train=False)
+        return nearest(squared_euclidean)(key, adapted, transformed(z, adapted.state))
 
     return MetaLearner(init, adapt, predict, over_tasks(one_task))

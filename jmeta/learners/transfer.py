@@ -247,6 +247,16 @@ def check_batches(task: Task) -> None:
         )
 
 
+def init_classifier(model: Model, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+    """θ and state of an embedding with a linear head, as wide as the targets of the queries."""
+    body_key, head_key = jax.random.split(key)
+    body, state = model.init(body_key, task.query.inputs)
+    z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
+    shape = (z.shape[-1], task.query.targets.shape[-1])
+    kernel = jax.nn.initializers.lecun_normal()(head_key, shape, z.dtype)
+    return {"body": body, "head": {"kernel": kernel, "bias": jnp.zeros(shape[1:], z.dtype)}}, state
+
+
 def _pretrained(model: Model, logits: Logits, loss: Loss, batches: bool = True) -> MetaLearner:
     """Pre-training: no inner loop, and the queries of a task are examples of all classes."""
     check_model(model)
@@ -255,12 +265,7 @@ def _pretrained(model: Model, logits: Logits, loss: Loss, batches: bool = True) 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
         if batches:
             check_batches(task)
-        body_key, head_key = jax.random.split(key)
-        body, state = model.init(body_key, task.query.inputs)
-        z, _ = jax.eval_shape(lambda: model.apply(key, body, state, task.query.inputs, train=True))
-        shape = (z.shape[-1], task.query.targets.shape[-1])
-        kernel = jax.nn.initializers.lecun_normal()(head_key, shape, z.dtype)
-        return {"body": body, "head": {"kernel": kernel, "bias": jnp.zeros(shape[1:], z.dtype)}}, state
+        return init_classifier(model, key, task)
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task

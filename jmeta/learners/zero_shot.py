@@ -8,9 +8,9 @@ from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Tas
 from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
 from jmeta.errors import DataError
-from jmeta.learners.prototypical import Distance
+from jmeta.learners.prototypical import Classes, Distance, nearest
 from jmeta.losses import softmax_cross_entropy
-from jmeta.masks import described, only
+from jmeta.masks import described
 from jmeta.models.adapters import linen
 from jmeta.models.text import TextEncoder
 
@@ -29,8 +29,8 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
 
     Returns:
         The learner. It looks at the descriptions in the support and not at its images; any number of ways.
-        `Adapted.params` is `(θ, prototypes [ways, features], present [ways])`; a class whose description is all zeros
-        is not present and never the answer.
+        `Adapted.params` is `Classes(θ, prototypes [ways, features], present [ways])`; a class whose description is all
+        zeros is not present and never the answer.
 
     Raises:
         ModelError: `model` or `describe` is no `Model`.
@@ -55,13 +55,9 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         prototypes, state = read_descriptions(describe, key, params, state, support, train=True)
-        return Adapted((params, prototypes, described(support.descriptions)), state, {})
+        return Adapted(Classes(params, prototypes, described(support.descriptions)), state, {})
 
-    def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
-        _, prototypes, present = adapted.params
-        return only(present, -distance(z, prototypes))
-
-    return embedded(model, init, adapt, predict, softmax_cross_entropy)
+    return embedded(model, init, adapt, nearest(distance), softmax_cross_entropy)
 
 
 def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:

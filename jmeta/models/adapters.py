@@ -5,7 +5,6 @@ Training is told from answering by whatever switch the network has, as an argume
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +17,9 @@ from jaxtyping import Array, Key, PyTree
 from jmeta.core import Mask, Model, Params, State
 from jmeta.errors import ModelError
 from jmeta.inputs import as_floats, check_scaled
+from jmeta.models.calls import SWITCHES, Call, averages_as_constants
 from jmeta.models.convolution import conv_where_it_fits
 from jmeta.tree import path_name
-
-# the names that other libraries' networks give the switch, and its value where the network learns
-_SWITCHES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-    "inference": False,
-}
 
 
 def linen(module: nn.Module) -> Model:
@@ -59,14 +49,14 @@ def linen(module: nn.Module) -> Model:
         >>> model.apply(jax.random.key(1), params, state, jnp.ones((2, 3)), train=True)[0].shape
         (2, 5)
     """
-    call = _Call.of(type(module).__call__, type(module).__name__)
-    fields = tuple(name for name in _SWITCHES if isinstance(getattr(module, name, None), bool))
+    call = Call.of(type(module).__call__, type(module).__name__)
+    fields = tuple(name for name in SWITCHES if isinstance(getattr(module, name, None), bool))
     # Linen takes a field or an argument of the same name, not both
     call = dataclasses.replace(call, known=tuple(name for name in call.known if name not in fields))
     switched = bool(fields or call.switches)
 
     def ready(train: bool) -> nn.Module:
-        given: dict[str, Any] = {name: train is _SWITCHES[name] for name in fields}
+        given: dict[str, Any] = {name: train is SWITCHES[name] for name in fields}
         return module.clone(**given) if fields else module
 
     def init(key: Key[Array, ""], inputs: PyTree) -> tuple[Params, State]:
@@ -100,7 +90,7 @@ def linen(module: nn.Module) -> Model:
     ) -> tuple[PyTree, State]:
         check_scaled(inputs)
         outputs, state = run(key, params, state, inputs, train, mask)
-        return outputs, _averages_as_constants(dict(state))
+        return outputs, averages_as_constants(dict(state))
 
     return Model(init, apply)
 
@@ -174,7 +164,7 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         return graph, params, random, {name: part for name, part in state.items() if part}
 
     abstract = flax_nnx.eval_shape(lambda: make(flax_nnx.Rngs(0)))
-    call = _Call.of(type(abstract).__call__, type(abstract).__name__)
+    call = Call.of(type(abstract).__call__, type(abstract).__name__)
     for _, part in flax_nnx.iter_modules(abstract):
         if isinstance(part, flax_nnx.Conv) and part.conv_general_dilated is jax.lax.conv_general_dilated:
             part.conv_general_dilated = conv_where_it_fits
@@ -200,11 +190,11 @@ def nnx(make: Callable[[Any], Any]) -> Model:
         module = flax_nnx.merge(graph, params, streams(key), *state.values())
         (module.train if train else module.eval)()
         for _, part in flax_nnx.iter_modules(module):
-            for name in _SWITCHES:
+            for name in SWITCHES:
                 if isinstance(getattr(part, name, None), bool):
-                    setattr(part, name, train is _SWITCHES[name])
+                    setattr(part, name, train is SWITCHES[name])
         outputs = module(inputs, **call.options(train, mask, state))
-        return outputs, _averages_as_constants(split(module)[-1])
+        return outputs, averages_as_constants(split(module)[-1])
 
     return Model(init, apply)
 
@@ -245,7 +235,7 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
     _, static = eqx.partition(module, eqx.is_inexact_array)
     layers = jax.tree.leaves(module, is_leaf=lambda x: isinstance(x, eqx.nn.BatchNorm | eqx.nn.Dropout))
     averages = [layer for layer in layers if isinstance(layer, eqx.nn.BatchNorm)]
-    call = _Call.of(type(module).__call__, type(module).__name__, own=("state", "key"))
+    call = Call.of(type(module).__call__, type(module).__name__, own=("state", "key"))
     name = type(module).__name__
     if start is None and (averages or "state" in call.needed):
         raise ModelError(f"{name} has layers with a state and no state; make it by eqx.nn.make_with_state({name}).")
@@ -290,7 +280,7 @@ def equinox(make: Callable[[Key[Array, ""]], Any]) -> Model:
                 "the state of the network differs between the examples of a batch; let it take their mean by "
                 f"jax.lax.pmean over the axis {axis!r}."
             ) from error
-        return outputs, _averages_as_constants(stored(after))
+        return outputs, averages_as_constants(stored(after))
 
     return Model(init, apply)
 
@@ -320,7 +310,7 @@ def haiku(function: Callable[..., Any]) -> Model:
     import haiku as hk
 
     transformed = hk.transform_with_state(function)
-    call = _Call.of(function, getattr(function, "__name__", "the network"), method=False)
+    call = Call.of(function, getattr(function, "__name__", "the network"), method=False)
 
     def grouped(state: PyTree) -> State:
         averages = {module: leaves for module, leaves in state.items() if "average" in leaves}
@@ -338,54 +328,13 @@ def haiku(function: Callable[..., Any]) -> Model:
         check_scaled(inputs)
         own = {module: leaves for part in state.values() for module, leaves in part.items()}
         outputs, own = transformed.apply(params, own, key, inputs, **call.options(train, mask, state))
-        return outputs, _averages_as_constants(grouped(own))
+        return outputs, averages_as_constants(grouped(own))
 
     return Model(init, apply)
 
 
-def _averages_as_constants(state: dict[str, Any]) -> State:
-    """Moving averages are data of former batches, not a path for the meta-gradient; NNX itself has it so."""
-    return {name: jax.lax.stop_gradient(part) if name == "batch_stats" else part for name, part in state.items()}
-
-
 def _shapes(tree: PyTree) -> Any:
     return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """What the call of a network takes beside its inputs: a switch, a `mask`, and what an adapter gives of its own."""
-
-    known: tuple[str, ...]
-    needed: tuple[str, ...]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], name: str, own: tuple[str, ...] = (), *, method: bool = True) -> "_Call":
-        others = list(inspect.signature(function).parameters.values())[2 if method else 1 :]
-        parameters = [p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        known = tuple(p.name for p in parameters if p.name in (*_SWITCHES, "mask", *own))
-        needed = tuple(p.name for p in parameters if p.default is p.empty)
-        for parameter in needed:
-            if parameter not in known:
-                raise ModelError(
-                    f"the call of {name} needs {parameter!r}, which jmeta does not give; give it a default, or one "
-                    f"of the names that it knows: {', '.join(_SWITCHES)}, mask{''.join(f', {n}' for n in own)}."
-                )
-        return cls(known, needed)
-
-    @property
-    def switches(self) -> tuple[str, ...]:
-        return tuple(name for name in self.known if name in _SWITCHES)
-
-    def options(self, train: bool, mask: Mask = None, state: State = ()) -> dict[str, Any]:
-        """The keyword arguments of one call."""
-        if mask is not None and "mask" not in self.known and state:
-            raise ModelError(
-                "the tasks have rows that are not there, which would enter the statistics of the network; let it take "
-                "`mask`, `[n]`, and give it to its normalisation, or use one without statistics over rows."
-            )
-        given: dict[str, Any] = {name: train is _SWITCHES[name] for name in self.switches}
-        return given | ({"mask": mask} if mask is not None and "mask" in self.known else {})
 
 
 def identity() -> Model:

@@ -4,19 +4,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
-from jmeta.errors import ConfigError, ModelError
+from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem
 from jmeta.rl.environment import Environment
-from jmeta.rl.policy_gradients import Credit, Estimator, clipped_surrogate, credit, promp, step_mean
-from jmeta.rl.rollout import Policy, Trajectory, collect, returns, rollout
-from jmeta.tree import widened
+from jmeta.rl.policies import Memoryless
+from jmeta.rl.policy_gradients import Credit, Estimator, credit, ppo, promp
+from jmeta.rl.rollout import Trajectory, answer_queries, collect, for_each_task, returns
 
 
 class Experience(NamedTuple):
@@ -99,30 +98,20 @@ def maml_rl(
             f"inner_steps is {inner_steps} and the rates are {rates}; give 0 or more steps at positive rates."
         )
 
-    def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
-        def act(carry: PyTree, observation: PyTree, previous: PyTree) -> tuple[PyTree, Array]:
-            one = jax.tree.map(lambda x: x[None], observation)
-            return carry, model.apply(key, params, state, one, train=False)[0][0]
-
-        return act
+    policy = Memoryless(model)
 
     def experience(
         key: Key[Array, ""], params: Params, state: State, environment: Environment, normalize: bool
     ) -> Experience:
         rollout_key, model_key = jax.random.split(key)
         # the estimators know how trajectories depend on θ; the environment is not differentiated
-        params = lax.stop_gradient(params)
-        episodes = collect(rollout_key, environment, policy(model_key, params, state), trajectories)
+        act = policy.policy(model_key, lax.stop_gradient(params), state)
+        episodes = collect(rollout_key, environment, act, trajectories)
         return Experience(environment, episodes, credit(episodes, discount, trace, normalize))
-
-    def outputs_of(key: Key[Array, ""], params: Params, state: State, episodes: Trajectory) -> Array:
-        observations = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes.observations)
-        outputs, _ = model.apply(key, params, state, observations, train=True)
-        return widened(outputs).reshape(episodes.outputs.shape)
 
     def inner_loss(key: Key[Array, ""], params: Params, state: State, support: Experience) -> tuple[Array, State]:
         environment, episodes, signals = support
-        outputs = outputs_of(key, params, state, episodes)
+        outputs = policy.outputs(key, params, state, episodes)
         log_probabilities = environment.actions.log_probability(outputs, episodes.actions)
         return -estimator(log_probabilities, signals) / environment.horizon, state
 
@@ -138,38 +127,19 @@ def maml_rl(
             params = update(update_key, params, state, supports[-1]).params
         return params, supports
 
-    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        environment = task.support
-        observation = jax.tree.map(lambda x: jnp.asarray(x)[None], environment.reset(key, environment.params)[0])
-        params, state = model.init(key, observation)
-        outputs = jax.eval_shape(lambda: model.apply(key, params, state, observation, train=False)[0])
-        if outputs.shape != (1, environment.actions.outputs):
-            raise ModelError(
-                f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} needs "
-                f"{environment.actions.outputs}; jmeta.rl.Policy(actions) gives as many as its action space wants."
-            )
-        return params, state
-
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Environment) -> Adapted:
         φ, supports = practise(key, params, state, support)
-        info = {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(supports)}
-        return Adapted(φ, state, info)
+        return Adapted(φ, state, _returns(supports))
 
     def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Trajectory:
         model_key, key = jax.random.split(key)
-        act = policy(model_key, adapted.params, adapted.state)
-        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
-        return jax.vmap(lambda key, environment: rollout(key, environment, act, ())[1])(keys, inputs)
+        return answer_queries(key, inputs, policy.policy(model_key, adapted.params, adapted.state), ())
 
     def one_collect(key: Key[Array, ""], params: Params, state: State, task: Task) -> Task:
         practise_key, query_key = jax.random.split(key)
         φ, supports = practise(practise_key, params, state, task.support)
         # as they are, so that a task counts by the return that is left to gain
         return Task(supports, experience(query_key, φ, state, task.support, False))
-
-    def collect_all(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
-        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        return lax.stop_gradient(jax.vmap(one_collect, (0, None, None, 0))(keys, params, state, tasks))
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
@@ -178,14 +148,13 @@ def maml_rl(
         for update, support in zip(updates, task.support, strict=True):
             φ = update(key, φ, state, support).params
         environment, episodes, signals = task.query
-        outputs = outputs_of(key, φ, state, episodes)
-        surrogate = clipped_surrogate(environment.actions, outputs, episodes, signals.advantages, clip)
-        bonus = step_mean(environment.actions.entropy(outputs), episodes.alive)
-        kl = step_mean(environment.actions.kl(episodes.outputs, outputs), episodes.alive)
-        achieved = returns(episodes).mean()
-        info = {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(task.support)}
-        info |= {f"return_{len(task.support)}": achieved, "kl": kl, "entropy": bonus}
-        # less the return, so that the loss reads as one; the gradient is that of the surrogate
-        return -achieved - surrogate - entropy * bonus, (state, info)
+        outputs = policy.outputs(key, φ, state, episodes)
+        loss, info = ppo(environment.actions, outputs, episodes, signals.advantages, clip=clip, entropy=entropy)
+        return loss, (state, {**_returns([*task.support, task.query]), **info})
 
-    return MetaLearner(init, adapt, predict, over_tasks(one_task), collect_all)
+    return MetaLearner(policy.init, adapt, predict, over_tasks(one_task), for_each_task(one_collect))
+
+
+def _returns(experiences: list[Experience]) -> Info:
+    """The mean return of the episodes after each number of updates."""
+    return {f"return_{k}": returns(one.trajectories).mean() for k, one in enumerate(experiences)}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jmeta.core import Info
 from jmeta.rl.environment import flat_observation
-from jmeta.rl.rollout import Trajectory
+from jmeta.rl.rollout import Trajectory, returns
 from jmeta.rl.spaces import Space
 from jmeta.tree import widened
 
@@ -236,6 +237,29 @@ def clipped_surrogate(
     ratio = jnp.exp(actions.log_probability(outputs, trajectories.actions) - old)
     least = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
     return step_mean(least - advantages, trajectories.alive)
+
+
+def ppo(
+    actions: Space, outputs: Array, trajectories: Trajectory, advantages: Array, *, clip: float, entropy: float
+) -> tuple[Float[Array, ""], Info]:
+    """The outer objective of a policy: less its return, the clipped surrogate, and a bonus for its entropy.
+
+    Args:
+        actions: the action space.
+        outputs: `[..., T, outputs]`, of the policy, which is differentiated.
+        trajectories: of the policy before the update.
+        advantages: A.
+        clip: ε.
+        entropy: weight of the entropy.
+
+    Returns:
+        The objective, whose value reads as a loss and whose gradient is that of the surrogate and the bonus; and `kl`
+        to the policy before the update and `entropy`, means over steps.
+    """
+    surrogate = clipped_surrogate(actions, outputs, trajectories, advantages, clip)
+    bonus = step_mean(actions.entropy(outputs), trajectories.alive)
+    kl = step_mean(actions.kl(trajectories.outputs, outputs), trajectories.alive)
+    return -returns(trajectories).mean() - surrogate - entropy * bonus, {"kl": kl, "entropy": bonus}
 
 
 Estimator = Callable[[Steps, Credit], Float[Array, ""]]

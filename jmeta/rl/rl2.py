@@ -1,18 +1,17 @@
 """RL² (Duan et al. 2016): a recurrent policy whose memory is what it learned about the task."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
-from jmeta.errors import ConfigError, ModelError
-from jmeta.rl.environment import Environment, flat_observation
-from jmeta.rl.policy_gradients import clipped_surrogate, generalized_advantage, moments, step_mean
-from jmeta.rl.rollout import Policy, Previous, Trajectory, nothing_before, returns, rollout
-from jmeta.tree import widened
+from jmeta.errors import ConfigError
+from jmeta.rl.environment import Environment
+from jmeta.rl.policies import Recurrent
+from jmeta.rl.policy_gradients import generalized_advantage, moments, ppo, step_mean
+from jmeta.rl.rollout import Previous, Trajectory, answer_queries, for_each_task, returns
 
 
 class Trial(NamedTuple):
@@ -76,110 +75,51 @@ def rl2(
     if inner_steps < 0:
         raise ConfigError(f"inner_steps is {inner_steps}; give 0 or more episodes.")
 
-    def features(observation: PyTree, previous: Previous) -> Float[Array, "features"]:
-        x = flat_observation(observation)
-        return jnp.concatenate([x, previous.action, previous.reward[None], previous.done[None]], dtype=x.dtype)
-
-    def apply(key: Key[Array, ""], params: Params, state: State, memory: PyTree, x: Array, train: bool) -> Any:
-        (memory, outputs), _ = model.apply(key, params, state, (memory, x[None]), train=train)
-        return memory, outputs[0]
-
-    def start(key: Key[Array, ""], params: Params, state: State, x: Array) -> PyTree:
-        memory, _ = jax.eval_shape(lambda: apply(key, params, state, None, x, False))
-        return jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), memory)
-
-    def policy(key: Key[Array, ""], params: Params, state: State) -> Policy:
-        def act(memory: PyTree, observation: PyTree, previous: Previous) -> tuple[PyTree, Array]:
-            memory, outputs = apply(key, params, state, memory, features(observation, previous), False)
-            return memory, outputs[:-1]
-
-        return act
-
-    def run(
-        key: Key[Array, ""], params: Params, state: State, environment: Environment, episodes: int
-    ) -> tuple[tuple[PyTree, Previous], Trajectory]:
-        model_key, key = jax.random.split(key)
-        act = policy(model_key, params, state)
-        previous = nothing_before(environment)
-        observation, _ = environment.reset(key, environment.params)
-        memory = start(model_key, params, state, features(observation, previous))
-
-        def episode(carry: Any, key: Key[Array, ""]) -> Any:
-            return rollout(key, environment, act, *carry)
-
-        return lax.scan(episode, (memory, previous), jax.random.split(key, episodes))
-
-    def replay(key: Key[Array, ""], params: Params, state: State, steps: Trajectory) -> Float[Array, "steps outputs"]:
-        """The outputs of the network along a trial, a value last; the memory stands still in the padding."""
-        inputs = jax.vmap(features)(steps.observations, steps.previous)
-
-        def step(memory: PyTree, x: tuple[Array, Array]) -> tuple[PyTree, Array]:
-            after, outputs = apply(key, params, state, memory, x[0], True)
-            return jax.tree.map(lambda a, b: jnp.where(x[1], a, b), after, memory), widened(outputs)
-
-        return lax.scan(step, start(key, params, state, inputs[0]), (inputs, steps.alive))[1]
-
-    def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        environment = task.support
-        observation, _ = environment.reset(key, environment.params)
-        x = features(observation, nothing_before(environment))
-        params, state = model.init(key, (None, x[None]))
-        _, outputs = jax.eval_shape(lambda: apply(key, params, state, None, x, False))
-        if outputs.shape != (environment.actions.outputs + 1,):
-            raise ModelError(
-                f"the policy gives {outputs.shape[-1]} outputs where {environment.actions} and a value need "
-                f"{environment.actions.outputs + 1}; jmeta.rl.RecurrentPolicy(actions) gives as many."
-            )
-        return params, state
+    network = Recurrent(model)
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Environment) -> Adapted:
-        (memory, previous), episodes = run(key, params, state, support, inner_steps)
+        (memory, previous), episodes = network.trial(key, params, state, support, inner_steps)
         return Adapted((params, memory, previous), state, {"support_returns": returns(episodes)})
 
     def predict(key: Key[Array, ""], adapted: Adapted, inputs: Environment) -> Trajectory:
         params, memory, previous = adapted.params
         model_key, key = jax.random.split(key)
-        act = policy(model_key, params, adapted.state)
-        keys = jax.random.split(key, len(jax.tree.leaves(inputs)[0]))
-        return jax.vmap(lambda key, environment: rollout(key, environment, act, memory, previous)[1])(keys, inputs)
+        return answer_queries(key, inputs, network.policy(model_key, params, adapted.state), memory, previous)
 
-    def extended(environment: Environment, steps: Trajectory, last: PyTree) -> Trajectory:
-        """A trial and the observation after it, as one step more, of which the value is asked."""
-        action, reward = environment.actions.encode(steps.actions[-1]), steps.rewards[-1]
-        before = Previous(action.astype(steps.previous.action.dtype), reward, jnp.zeros_like(reward))
-        trial = (steps.observations, steps.previous, steps.alive)
-        longer = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), trial, (last, before, jnp.asarray(True)))
-        return steps._replace(observations=longer[0], previous=longer[1], alive=longer[2])
-
-    def one_trial(key: Key[Array, ""], params: Params, state: State, environment: Environment) -> Trial:
-        _, episodes = run(key, params, state, environment, inner_steps + 1)
+    def one_trial(key: Key[Array, ""], params: Params, state: State, task: Task) -> Trial:
+        environment = task.support
+        _, episodes = network.trial(key, params, state, environment, inner_steps + 1)
         steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes._replace(last=(), ended=()))
         last, ended = jax.tree.map(lambda x: x[-1], (episodes.last, episodes.ended))
-        values = environment.horizon * replay(key, params, state, extended(environment, steps, last))[:, -1]
+        longer = _extended(environment, steps, last)
+        values = environment.horizon * network.outputs(key, params, state, longer)[:, -1]
         values, beyond = values[:-1], jnp.where(ended, 0.0, values[-1])
         advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace, beyond)
         return Trial(environment, steps, advantages, advantages + values)
 
     def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
-        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        trials = jax.vmap(one_trial, (0, None, None, 0))(keys, params, state, tasks.support)
+        trials = for_each_task(one_trial)(key, params, state, tasks)
         mean, deviation = moments(trials.advantages, trials.steps.alive)
-        return lax.stop_gradient(Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8))))
+        return Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8)))
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         environment, steps, advantages, targets = task.query
-        both = replay(key, params, state, steps)
+        both = network.outputs(key, params, state, steps)
         outputs, values = both[:, :-1], both[:, -1]
+        loss, info = ppo(environment.actions, outputs, steps, advantages, clip=clip, entropy=entropy)
         # in units of the horizon, so that the size of returns does not drown the gradient of the policy
-        targets = targets / environment.horizon
-        surrogate = clipped_surrogate(environment.actions, outputs, steps, advantages, clip)
-        bonus = step_mean(environment.actions.entropy(outputs), steps.alive)
-        error = step_mean(0.5 * jnp.square(values - targets), steps.alive)
-        kl = step_mean(environment.actions.kl(steps.outputs, outputs), steps.alive)
-        achieved = returns(steps)
-        info = {"return": achieved, "value_error": error, "kl": kl, "entropy": bonus}
-        return -achieved - surrogate - entropy * bonus + value_weight * error, (state, info)
+        error = step_mean(0.5 * jnp.square(values - targets / environment.horizon), steps.alive)
+        return loss + value_weight * error, (state, {"return": returns(steps), "value_error": error, **info})
 
-    return MetaLearner(init, adapt, predict, over_tasks(one_task), collect)
+    return MetaLearner(network.init, adapt, predict, over_tasks(one_task), collect)
+
+
+def _extended(environment: Environment, steps: Trajectory, last: PyTree) -> Trajectory:
+    """A trial and the observation after it, as one step more, of which the value is asked."""
+    action, reward = environment.actions.encode(steps.actions[-1]), steps.rewards[-1]
+    before = Previous(action.astype(steps.previous.action.dtype), reward, jnp.zeros_like(reward))
+    trial = (steps.observations, steps.previous, steps.alive)
+    longer = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), trial, (last, before, jnp.asarray(True)))
+    return steps._replace(observations=longer[0], previous=longer[1], alive=longer[2])

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from jmeta.core import Params, State, Task
 from jmeta.rl.environment import Environment
 from jmeta.tree import widened
 
@@ -103,7 +105,7 @@ def rollout(
         return jax.tree.map(lambda a, b: jnp.where(alive, a.astype(b.dtype), b), going, ended), row
 
     start = (jnp.asarray(True), *jax.tree.map(jnp.asarray, (state, observation)), carry, previous)
-    (alive, _, observation, carry, last), trajectory = jax.lax.scan(step, start, xs)
+    (alive, _, observation, carry, last), trajectory = lax.scan(step, start, xs)
     ended = jnp.ones_like(alive) if environment.finite else ~alive
     trajectory = trajectory._replace(last=observation, ended=ended)
     return (carry, last._replace(done=jnp.ones_like(last.done))), trajectory
@@ -129,6 +131,26 @@ def collect(key: Key[Array, ""], environment: Environment, policy: Policy, episo
         (20, 100)
     """
     return jax.vmap(lambda key: rollout(key, environment, policy, ())[1])(jax.random.split(key, episodes))
+
+
+def answer_queries(
+    key: Key[Array, ""], environments: Environment, policy: Policy, carry: PyTree, previous: Previous | None = None
+) -> Trajectory:
+    """The `predict` of a learner that acts: one episode in each environment, `[queries, T]`, all from one memory."""
+    keys = jax.random.split(key, len(jax.tree.leaves(environments)[0]))
+    return jax.vmap(lambda key, one: rollout(key, one, policy, carry, previous)[1])(keys, environments)
+
+
+def for_each_task(
+    one_task: Callable[[Key[Array, ""], Params, State, Task], PyTree],
+) -> Callable[[Key[Array, ""], Params, State, Task], PyTree]:
+    """What a learner collects for a batch of tasks, from what it collects for one: constants of the objective."""
+
+    def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> PyTree:
+        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
+        return lax.stop_gradient(jax.vmap(one_task, (0, None, None, 0))(keys, params, state, tasks))
+
+    return collect
 
 
 def nothing_before(environment: Environment) -> Previous:
