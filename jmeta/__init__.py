@@ -38,7 +38,7 @@ from jmeta.errors import (
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.evaluate import evaluate
 from jmeta.inner import InnerProblem, support_loss
-from jmeta.inputs import as_inputs
+from jmeta.inputs import Standardisation, as_inputs
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.boil import boil

@@ -1,7 +1,7 @@
 """What a network sees of an array: the one rule, for sources, classifiers and the command line."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,41 @@ from jaxtyping import Array, Num, PyTree
 from jmeta.errors import DataError
 
 _AMBIGUOUS = 15  # the largest byte that bits and small codes have, and pictures as a rule do not
+
+
+class Standardisation(NamedTuple):
+    """Means and spreads that bring the numbers of a table near 1, whatever their units.
+
+    Args:
+        mean: `[features]`, of the inputs.
+        spread: `[features]`, their standard deviations.
+        target_mean: of the targets.
+        target_spread: their standard deviation.
+
+    Example:
+        >>> import jmeta, numpy as np
+        >>> standardisation = jmeta.Standardisation(np.asarray([10.0]), np.asarray([2.0]), 0.0, 100.0)
+        >>> np.asarray(standardisation.inputs(np.asarray([[14.0]]))).tolist()
+        [[2.0]]
+    """
+
+    mean: Any
+    spread: Any
+    target_mean: float
+    target_spread: float
+
+    def inputs(self, x: Any) -> Any:
+        """(x − mean) / spread."""
+        mean, spread = (jnp.asarray(a, jnp.float32)[None] for a in (self.mean, self.spread))
+        return (x - mean) / spread
+
+    def targets(self, y: Any) -> Any:
+        """(y − mean) / spread."""
+        return (y - jnp.float32(self.target_mean)) / jnp.float32(self.target_spread)
+
+    def outputs(self, y: Any) -> Any:
+        """What a network answers in the units of the table: y · spread + mean."""
+        return y * jnp.float32(self.target_spread) + jnp.float32(self.target_mean)
 
 
 def as_inputs(x: Any) -> Num[np.ndarray, "n ..."]:

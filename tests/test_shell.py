@@ -86,7 +86,21 @@ def test_tables_by_group_are_regressions(place, capsys):
     config = jmeta.load("run").config
     assert (config.kind, config.queries, config.train_queries, config.model) == ("regression", 5, 5, "mlp")
     main("evaluate", "run", "--episodes", "5", "--json")
-    assert json.loads(capsys.readouterr().out)["mean_squared_error"] > 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["mean_squared_error"] > 0
+    # the numbers of the table itself go in and come out, also of a file, and without the table
+    kept = config.own["standardisation"]
+    assert result["target_spread"] == kept["target_spread"] > 1
+    (place / "doses.csv").unlink()
+    run = jmeta.load("run")
+    doses, effects = np.arange(5.0)[:, None], 20.0 * np.arange(5.0)
+    by = jmeta.Standardisation(**kept)
+    regressor = run.regressor().fit(doses, effects)
+    plain = jmeta.FewShotRegressor(run.learner, run.params, run.state).fit(by.inputs(doses), by.targets(effects))
+    expected = plain.predict(by.inputs(doses)) * kept["target_spread"] + kept["target_mean"]
+    np.testing.assert_allclose(regressor.predict(doses), expected, rtol=1e-5)
+    regressor.save("p0.npz")
+    np.testing.assert_allclose(jmeta.FewShotRegressor.load("p0.npz").predict(doses), expected, rtol=1e-5)
 
 
 MODULE = """

@@ -14,6 +14,7 @@ from jmeta.data.folders import read_images
 from jmeta.data.groups import from_groups
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import DataError
+from jmeta.inputs import Standardisation
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation"}
@@ -31,6 +32,7 @@ class Own(NamedTuple):
         descriptions: kinds of descriptions that the classes have.
         images: whether inputs are images.
         load: `(split=, ways=, shots=, queries=, batch=, descriptions=) -> TaskSource`.
+        standardisation: what the numbers of a table were standardised by.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Own(NamedTuple):
     descriptions: tuple[str, ...]
     images: bool
     load: Callable[..., TaskSource]
+    standardisation: Standardisation | None = None
 
 
 def is_path(name: str) -> bool:
@@ -299,17 +302,23 @@ def _table(path: Path, group: str | None, target: str | None, split_seed: int, d
     chosen = division or divide(names.tolist(), split_seed)
     training = np.isin(groups, list(chosen["train"]))
     # rates that suit numbers near 1 suit all tables; the scale is that of the training groups
-    mean, spread = (f(inputs[training], axis=0) for f in (np.mean, np.std))
-    inputs = (inputs - mean) / np.where(spread > 0, spread, 1.0)
-    y = (y - y[training].mean()) / (y[training].std() or 1.0)
+    spread, spread_of_target = inputs[training].std(axis=0), float(y[training].std())
+    by = Standardisation(
+        inputs[training].mean(axis=0).tolist(),
+        np.where(spread > 0, spread, 1.0).tolist(),
+        float(y[training].mean()),
+        spread_of_target or 1.0,
+    )
+    inputs, y = np.asarray(by.inputs(inputs)), np.asarray(by.targets(y))
 
     def load(*, split: str, shots: int, queries: int) -> TaskSource:
         rows = np.isin(groups, list(chosen[split]))
         source = from_groups(inputs[rows], y[rows], groups[rows], shots=shots, queries=queries)
-        return source._replace(protocol={"data": str(path), **source.protocol})
+        about = {"data": str(path), "target_spread": by.target_spread}
+        return source._replace(protocol={**about, **source.protocol})
 
     rows = dict(zip(names.tolist(), count.tolist(), strict=True))
-    return Own("regression", chosen, rows, (), False, load)
+    return Own("regression", chosen, rows, (), False, load, by)
 
 
 def _columns(path: Path) -> dict[str, Sequence[Any]]:

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Key
 
-from jmeta.core import Adapted, MetaLearner
+from jmeta.core import Adapted, MetaLearner, Params, State
 from jmeta.errors import DataError
 from jmeta.estimators.base import FewShot, checked_array
+from jmeta.inputs import Standardisation
 
 
 class FewShotRegressor(FewShot):
@@ -21,6 +22,8 @@ class FewShotRegressor(FewShot):
         seed: of what is random in adaptation.
         queries: how many queries at once the learner was evaluated with. Default: unknown.
         input_shape: that of one input, as in training; `fit` refuses others. Default: unknown.
+        standardisation: of inputs and targets in training: `fit` and `predict` take and give the numbers of the table
+            itself. Default: they are as the learner has them.
 
     Example:
         >>> import jax, jmeta, numpy as np
@@ -33,14 +36,30 @@ class FewShotRegressor(FewShot):
 
     _kind = "regressor"
 
+    def __init__(
+        self,
+        learner: MetaLearner | None,
+        params: Params,
+        state: State,
+        *,
+        seed: int = 0,
+        queries: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        standardisation: Standardisation | None = None,
+    ) -> None:
+        super().__init__(learner, params, state, seed=seed, queries=queries, input_shape=input_shape)
+        self.standardisation = standardisation
+
     def fit(self, X: Any, y: Any) -> "FewShotRegressor":
         """Adapts the learner to a support: X `[n, ...]`, y `[n]` or `[n, outputs]`."""
         X, y = self._support_of(X), checked_array(y, "y")
         if len(X) != len(y):
             raise DataError(f"there are {len(X)} inputs and {len(y)} targets; give one target for each input.")
-        learner, flat = self._learner(), y.ndim == 1
-        key, adapted = self._adapt(X, y[:, None] if flat else y, ())
-        self._answers_by(partial(_outputs, key, adapted, learner=learner, flat=flat), X)
+        learner, flat, by = self._learner(), y.ndim == 1, self.standardisation
+        targets = y[:, None] if flat else y
+        inputs, targets = (np.asarray(by.inputs(X)), np.asarray(by.targets(targets))) if by else (X, targets)
+        key, adapted = self._adapt(inputs, targets, ())
+        self._answers_by(partial(_outputs, key, adapted, by, learner=learner, flat=flat), X)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -53,6 +72,15 @@ class FewShotRegressor(FewShot):
         return float(1.0 - np.square(y - outputs).sum() / np.square(y - y.mean(axis=0)).sum())
 
 
-def _outputs(key: Key[Array, ""], adapted: Adapted, inputs: Array, *, learner: MetaLearner, flat: bool) -> Array:
-    outputs = learner.predict(key, adapted, inputs)
+def _outputs(
+    key: Key[Array, ""],
+    adapted: Adapted,
+    by: Standardisation | None,
+    inputs: Array,
+    *,
+    learner: MetaLearner,
+    flat: bool,
+) -> Array:
+    outputs = learner.predict(key, adapted, inputs if by is None else by.inputs(inputs))
+    outputs = outputs if by is None else by.outputs(outputs)
     return outputs[:, 0] if flat else outputs

@@ -15,7 +15,7 @@ from jmeta.distances import DISTANCES
 from jmeta.errors import ConfigError, lookup
 from jmeta.models.norms import Norm
 from jmeta.runs.entries import METRICS, DataEntry
-from jmeta.runs.own import data_entry
+from jmeta.runs.own import asked, data_entry
 from jmeta.runs.registry import DATA
 
 VERSION = 2  # of the settings that a run folder holds; what changes a number of an old run changes this one
@@ -225,7 +225,7 @@ class Config:
     @property
     def entry(self) -> DataEntry:
         """The data, in the registry or of one's own."""
-        return data_entry(self.data, {name: value for name, value in self.own.items() if name != "kind"})
+        return data_entry(self.data, asked(self.own))
 
     def arguments(self, part: str, split: str) -> dict[str, Any]:
         """The keyword arguments that settings are of a part of the run.

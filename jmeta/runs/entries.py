@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from jmeta.core import MetaLearner, Model, TaskSource
+from jmeta.inputs import Standardisation
 from jmeta.losses import accuracy, mean_squared_error, softmax_cross_entropy
 from jmeta.models.adapters import linen
 from jmeta.optimizers import repeated
@@ -65,6 +66,7 @@ class DataEntry(NamedTuple):
         descriptions: kinds of descriptions of classes that `load` takes as `descriptions=`, the usual one first.
         division: the classes or groups of each split, for data of your own.
         rows: how many rows each of them has.
+        standardisation: what the numbers of a table were standardised by.
     """
 
     load: Callable[..., TaskSource]
@@ -75,6 +77,7 @@ class DataEntry(NamedTuple):
     descriptions: tuple[str, ...] = ()
     division: Mapping[str, Sequence[str]] = {}
     rows: Mapping[str, int] = {}
+    standardisation: Standardisation | None = None
 
 
 class LearnerEntry(NamedTuple):

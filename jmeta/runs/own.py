@@ -65,7 +65,19 @@ def _own_entry(name: str, own: str, changed: int) -> DataEntry:
         found.descriptions,
         found.division,
         found.rows,
+        found.standardisation,
     )
+
+
+def found_out(entry: DataEntry) -> dict[str, Any]:
+    """What a run keeps of data of your own beside what was asked for: kind, division, standardisation."""
+    found: dict[str, Any] = {"kind": entry.kind, "division": entry.division}
+    return found | ({"standardisation": entry.standardisation._asdict()} if entry.standardisation else {})
+
+
+def asked(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What `read_own` takes, of what a run keeps of its data; the division is given again."""
+    return {name: value for name, value in own.items() if name not in ("kind", "standardisation")}
 
 
 def model_entry(name: str) -> ModelEntry:

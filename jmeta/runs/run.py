@@ -18,6 +18,7 @@ from jmeta.errors import CheckpointError, ConfigError, DataError
 from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
+from jmeta.inputs import Standardisation
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.config import SETTINGS, VERSION, Config, check_values
@@ -238,7 +239,9 @@ class Run:
         """The same for a run of regression."""
         if self.config.kind != "regression":
             raise ConfigError(f"{self.config.data} is no regression; take run.classifier().")
-        return FewShotRegressor(self.learner, self.params, self.state, input_shape=self.input_shape)
+        kept = self.config.own.get("standardisation")
+        by = Standardisation(**kept) if kept else None
+        return FewShotRegressor(self.learner, self.params, self.state, input_shape=self.input_shape, standardisation=by)
 
     def save(self, folder: str | Path) -> None:
         """Writes a run folder, which `jmeta.load`, `jmeta evaluate`, `jmeta adapt` and `--resume` read.

@@ -17,7 +17,7 @@ from jmeta.data.own import is_path
 from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
 from jmeta.runs.config import OWN, SETTINGS, VERSION, Config, Setting, check_choices, check_values, flag
 from jmeta.runs.entries import LOSSES, DataEntry, LearnerEntry
-from jmeta.runs.own import data_entry, model_entry
+from jmeta.runs.own import asked, data_entry, found_out, model_entry
 from jmeta.runs.registry import DATA, LEARNERS
 from jmeta.step import TrainState
 from jmeta.train import init
@@ -49,7 +49,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     check_values(given)
     if given.pop("version", VERSION) > VERSION:
         raise ConfigError("the settings are of a newer version of jmeta; install that one.")
-    own = {**_asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
+    own = {**asked(given.pop("own", {})), **{name: given.pop(name) for name in OWN if name in given}}
     defaults = {name: setting.default for name, setting in SETTINGS.items() if setting.default is not None}
     learner, data = given.get("learner", defaults["learner"]), given.get("data", defaults["data"])
     if is_path(data) and data not in DATA:
@@ -63,7 +63,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     settings = {**dict.fromkeys(SETTINGS), **{name: value for layer in layers for name, value in layer.items()}}
 
     network = model_entry(settings["model"])
-    settings["own"] = {**own, "kind": source.kind, "division": source.division} if source.division else {}
+    settings["own"] = {**own, **found_out(source)} if source.division else {}
     for name, owner, make in (("options", learner, chosen.make), ("network", settings["model"], network.make)):
         settings[name] = _options(name, owner, make, *(layer.get(name, {}) for layer in layers))
     needed = {name: value for name, value in chosen.network.items() if name in _parameters(network.make)}
@@ -121,11 +121,6 @@ def check_names(config: Config) -> None:
     check_choices(vars(config))
     if not config.own:
         lookup(DATA, config.data, "data set")
-
-
-def _asked(own: Mapping[str, Any]) -> dict[str, Any]:
-    """What `read_own` takes, of what a run keeps of its data."""
-    return {name: value for name, value in own.items() if name != "kind"}
 
 
 def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -121,6 +121,10 @@ def test_a_table_of_groups(tmp_path):
     inputs, targets = np.asarray(source.data.inputs), np.asarray(source.data.targets)
     for values in (inputs, targets):  # the scale is that of the training groups
         np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-5)
+    training = np.isin([f"p{i // 6}" for i in range(60)], list(own.division["train"]))
+    effects = 2.0 * np.arange(60.0)[training]
+    np.testing.assert_allclose(own.standardisation[2:], [effects.mean(), effects.std()], rtol=1e-5)
+    assert source.protocol["target_spread"] == own.standardisation.target_spread
 
 
 BAD = {
