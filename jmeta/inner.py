@@ -286,8 +286,13 @@ def rate_for(loss: Loss, given: float | None, *, classes: float, regression: flo
     return classes if loss is softmax_cross_entropy else regression
 
 
-def check_inner(inner_rate: float, inner_steps: int) -> None:
-    """Raises `ConfigError` unless α is positive and the number of inner steps is not negative."""
+def check_inner(inner_rate: float, inner_steps: int, inner_optimizer: object = optax.sgd) -> None:
+    """Raises `ConfigError` unless α is positive, inner steps are not negative, and the optimiser takes its rate."""
+    if not callable(inner_optimizer):
+        raise ConfigError(
+            "inner_optimizer is an optimiser that has its rate; give a function of the rate, as "
+            "functools.partial(optax.adam, eps_root=1e-8), and the rate as inner_rate."
+        )
     if not inner_rate > 0:
         raise ConfigError(f"inner_rate is {inner_rate}; give a positive rate.")
     if inner_steps < 0:

@@ -80,6 +80,12 @@ def test_wrong_inner_settings_are_told():
         jmeta.fomaml(model, inner_steps=-1)
 
 
+@pytest.mark.parametrize("name", ["maml", "fomaml", "imaml", "reptile", "proto_maml", "transfer", "maml_rl"])
+def test_an_inner_optimiser_that_has_its_rate_is_told(name):
+    with pytest.raises(jmeta.ConfigError, match="inner_optimizer is an optimiser that has its rate; give a function"):
+        getattr(jmeta, name)(jmeta.linen(jmeta.MLP(outputs=3)), inner_optimizer=optax.sgd(0.1))
+
+
 MODULES = [m.name for m in pkgutil.walk_packages(jmeta.__path__, "jmeta.")]
 
 

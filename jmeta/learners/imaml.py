@@ -53,7 +53,7 @@ def imaml(
     """
     check_model(model)
     α = rate_for(loss, inner_rate, classes=0.1)
-    check_inner(α, inner_steps)
+    check_inner(α, inner_steps, inner_optimizer)
     if not proximal > 0:
         raise ConfigError(f"proximal is {proximal}; give a positive weight: without it φ* does not depend on θ.")
     problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, proximal=proximal)

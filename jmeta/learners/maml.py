@@ -58,7 +58,7 @@ def maml(
     """
     check_model(model)
     α = rate_for(loss, inner_rate, classes=0.4)
-    check_inner(α, inner_steps)
+    check_inner(α, inner_steps, inner_optimizer)
 
     problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, adaptable)
     return episodic(initialiser(model), adjoint(problem), answers(model), loss)

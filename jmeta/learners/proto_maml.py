@@ -51,7 +51,7 @@ def proto_maml(
     Differences from the paper: its results are of the first-order variant, `adjoint=jmeta.first_order()`.
     """
     check_model(model)
-    check_inner(inner_rate, inner_steps)
+    check_inner(inner_rate, inner_steps, inner_optimizer)
     network = with_head(model, linear)
     solve = adjoint(
         InnerProblem(support_loss(network, softmax_cross_entropy), inner_optimizer(inner_rate), inner_steps)

@@ -61,7 +61,7 @@ def reptile(
     """
     check_model(model)
     α = rate_for(loss, inner_rate, classes=1e-3)
-    check_inner(α, inner_steps)
+    check_inner(α, inner_steps, inner_optimizer)
     if inner_batch is not None and inner_batch < 1:
         raise ConfigError(f"inner_batch is {inner_batch}; give at least 1 example, or None for all.")
     whole = support_loss(model, loss)

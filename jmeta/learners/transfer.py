@@ -78,7 +78,7 @@ def transfer(
     times. Batch norm keeps the averages of pre-training, for support and queries.
     """
     α = rate_for(loss, inner_rate, classes=0.05)
-    check_inner(α, inner_steps)
+    check_inner(α, inner_steps, inner_optimizer)
     adaptable = everything if body else under("head")
     return _fine_tuned(
         model,
@@ -125,7 +125,7 @@ def baseline_plus_plus(
     Differences from the paper: full batches of the support. From the authors' code: it has s = 2 for few training
     classes and learns a norm for each wₖ (weight normalisation).
     """
-    check_inner(inner_rate, inner_steps)
+    check_inner(inner_rate, inner_steps, inner_optimizer)
 
     def logits(z: Float[Array, "n features"], head: Head) -> Float[Array, "n ways"]:
         return scale * (1.0 - cosine(z, head["kernel"].T))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.errors import ConfigError
-from jmeta.inner import Adjoint, InnerProblem
+from jmeta.inner import Adjoint, InnerProblem, check_inner
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Memoryless
 from jmeta.rl.policy_gradients import Credit, Estimator, credit, ppo, promp
@@ -97,6 +97,8 @@ def maml_rl(
         raise ConfigError(
             f"inner_steps is {inner_steps} and the rates are {rates}; give 0 or more steps at positive rates."
         )
+    for rate in rates:
+        check_inner(rate, inner_steps, inner_optimizer)
 
     policy = Memoryless(model)
 
