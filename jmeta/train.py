@@ -68,7 +68,7 @@ def _start(optimizer: optax.GradientTransformation, params: Params) -> PyTree:
         raise ConfigError(unfit(error)) from error
 
 
-def _sample(key: Key[Array, ""], data: PyTree, *, sample: Callable[[Key[Array, ""], PyTree], Task]) -> Task:
+def _sample(key: Key[Array, ""], data: PyTree, *, sample: Callable[[Key[Array, ""], PyTree], Any]) -> Any:
     return sample(key, data)
 
 

@@ -26,8 +26,9 @@ QUICK_ENTRIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.s
 
 
 @pytest.fixture(scope="module", params=sorted(LEARNERS))
-def entry(request):
-    return LEARNERS[request.param]
+def entry(request, free_programs):
+    yield LEARNERS[request.param]
+    free_programs()
 
 
 # iMAML's inner loop ends near its minimum in most tasks, and fit says so of the others.
@@ -252,7 +253,7 @@ def test_rows_that_are_not_there_change_no_answer(entry, source, training, norm)
 
     @jax.jit
     def both(example, tasks):
-        initial = learner.init(KEY, example)
+        initial = jax.jit(learner.init)(KEY, example)
         return [answers(learner)(*initial, task)[1] for task in tasks]
 
     expected, outputs = both(task_of(sampled(training), 0), (task, task._replace(support=padded)))
