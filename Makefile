@@ -10,7 +10,7 @@ export CLINC150_DIR ?= $(DATA)/clinc150
 export MOLECULES_DIR ?= $(DATA)/molecules
 endif
 
-.PHONY: install demo test test-slow check docs build clean
+.PHONY: install demo test test-slow coverage check docs build clean
 
 install: .venv/installed
 
@@ -31,6 +31,10 @@ demo: install
 
 test: install check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+coverage: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--cov jmeta --cov-branch --cov-report term:skip-covered
 
 test-slow: install
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow

@@ -50,7 +50,7 @@ def init(
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
     check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
-    task = source.sample(sample_key, source.data)
+    task = compiled(_sample, nested=True)(sample_key, source.data, sample=source.sample)  # not one operation at a time
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
     with targets_needed() as needed:
@@ -66,6 +66,10 @@ def _start(optimizer: optax.GradientTransformation, params: Params) -> PyTree:
         return optimizer.init(params)
     except Exception as error:  # whatever an optimiser raises that wants other parameters
         raise ConfigError(unfit(error)) from error
+
+
+def _sample(key: Key[Array, ""], data: PyTree, *, sample: Callable[[Key[Array, ""], PyTree], Any]) -> Any:
+    return sample(key, data)
 
 
 def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:

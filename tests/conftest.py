@@ -1,5 +1,6 @@
 """Strict promotion, checked shapes and quick compilation, switched on before jmeta is imported."""
 
+import gc
 import mmap
 import os
 from importlib.util import find_spec
@@ -27,6 +28,9 @@ QUICK = {
 }
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items() if knows(name)))
 
+# to note in each program which lines of Python an operation comes from takes a part of the time to make it
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "false")
+
 # each small program is compiled once in a run, not once in every file, and not at all in the next run
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -38,6 +42,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jmeta", "beartype.beartype")
 
+# tracing makes many small objects, and to look for cycles among them took a tenth of the time
+gc.freeze()
+gc.set_threshold(50_000, 50, 50)
+
 
 @pytest.fixture
 def float64():
@@ -46,8 +54,31 @@ def float64():
         yield
 
 
+@pytest.fixture(scope="session")
+def free_programs():
+    """A function that lets compiled programs go where there are many.
+
+    A worker that held those of many files, gigabytes of them, once crashed inside of the compiler: Linux allows a
+    process 65,530 areas of memory, and a program takes about ten of them and 2 MB.
+    """
+    areas = Path("/proc/self/maps")
+
+    def free():
+        if not areas.exists() or areas.read_bytes().count(b"\n") > 10_000:
+            jax.clear_caches()
+
+    return free
+
+
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs_are_freed():
-    """A worker that held the programs of many files, gigabytes of them, once crashed inside of the compiler."""
+def programs_are_freed(free_programs):
     yield
-    jax.clear_caches()
+    free_programs()
+
+
+# The longest files, so that no worker is left with one of them at the end.
+LONG = ("conformance", "cli", "core", "train", "adjoint", "benchmarks", "docs", "notebooks", "shell", "estimators")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)

@@ -1,5 +1,6 @@
 """Meta-gradients against closed forms, finite differences and an independent NumPy implementation."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,12 @@ class Quadratic(NamedTuple):
 
     H: jax.Array
     c: jax.Array
+
+
+def example(seed=0):
+    """θ, a support and a query."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
 
 
 def quadratic_loss(θ, task):
@@ -47,7 +54,7 @@ def meta_gradient(adjoint, θ, support, query, steps, optimiser=None, adaptable=
         φ = solve(jax.random.key(0), {"θ": θ}, (), support).params["θ"]
         return quadratic_loss(φ, query)
 
-    return jax.grad(outer)(θ)
+    return jax.jit(jax.grad(outer))(θ)
 
 
 def adapted_by_hand(θ, support, steps):
@@ -58,8 +65,7 @@ def adapted_by_hand(θ, support, steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_exact_is_the_closed_form_on_quadratic_tasks(float64, steps):
-    keys = jax.random.split(jax.random.key(steps), 3)
-    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    θ, support, query = example(steps)
     g = query.H @ (adapted_by_hand(θ, support, steps) - query.c)
     factor = np.linalg.matrix_power(np.eye(4) - α * np.asarray(support.H), steps)
     np.testing.assert_allclose(meta_gradient(jmeta.exact(), θ, support, query, steps), factor.T @ g, rtol=1e-12)
@@ -67,16 +73,14 @@ def test_exact_is_the_closed_form_on_quadratic_tasks(float64, steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_first_order_is_the_query_gradient_at_phi(float64, steps):
-    keys = jax.random.split(jax.random.key(steps), 3)
-    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    θ, support, query = example(steps)
     g = query.H @ (adapted_by_hand(θ, support, steps) - query.c)
     np.testing.assert_allclose(meta_gradient(jmeta.first_order(), θ, support, query, steps), g, rtol=1e-12)
 
 
 @pytest.mark.parametrize("optimiser", [optax.adam(α, eps_root=1e-8), optax.sgd(α, momentum=0.9), optax.rmsprop(α)])
 def test_exact_differentiates_through_any_optax_optimiser(float64, optimiser):
-    keys = jax.random.split(jax.random.key(0), 3)
-    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    θ, support, query = example()
 
     def value(θ):
         state, φ = optimiser.init(θ), θ
@@ -118,7 +122,7 @@ def test_info_holds_the_inner_losses(adjoint):
     problem = jmeta.InnerProblem(
         lambda key, params, state, support: (quadratic_loss(params, support), state), optax.sgd(α), 6
     )
-    adapted = adjoint(problem)(jax.random.key(0), jnp.zeros(4), (), support)
+    adapted = jax.jit(adjoint(problem))(jax.random.key(0), jnp.zeros(4), (), support)
     expected = [quadratic_loss(adapted_by_hand(jnp.zeros(4), support, k), support) for k in range(6)]
     np.testing.assert_allclose(adapted.info["inner_loss"], expected, rtol=1e-5)
 
@@ -163,7 +167,8 @@ class Block(nn.Module):
 def test_maml_on_a_conv_net_against_finite_differences(float64, pooling, norm):
     learner = jmeta.maml(jmeta.linen(Block(norm, pooling)), inner_rate=0.5, inner_steps=2)
     task = images_task(jax.random.key(3))
-    params, state = in_float64(learner.init(jax.random.key(1), jax.tree.map(lambda x: x.astype(jnp.float32), task)))
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), task)
+    params, state = in_float64(jax.jit(learner.init)(jax.random.key(1), single))
     flat, unravel = ravel_pytree(params)
     tasks = jax.tree.map(lambda x: x[None], task)
 
@@ -171,10 +176,10 @@ def test_maml_on_a_conv_net_against_finite_differences(float64, pooling, norm):
         return learner.objective(jax.random.key(2), unravel(flat), state, tasks)[0]
 
     right = {"xla_backend_optimization_level": 1}  # see conftest.py
-    gradient, size = jax.jit(jax.grad(objective), compiler_options=right)(flat), 1e-6
-    objective = jax.jit(objective, compiler_options=right)
+    both, size = jax.jit(jax.value_and_grad(objective), compiler_options=right), 1e-6
+    _, gradient = both(flat)
     for direction in np.random.default_rng(0).normal(size=(5, flat.size)):
-        numeric = (objective(flat + size * direction) - objective(flat - size * direction)) / (2 * size)
+        numeric = (both(flat + size * direction)[0] - both(flat - size * direction)[0]) / (2 * size)
         np.testing.assert_allclose(gradient @ direction, numeric, rtol=1e-5)
 
 
@@ -183,20 +188,20 @@ def test_statistics_of_the_support_are_those_at_φ(adjoint):
     """Not those of the last inner step, which are of the parameters before it; also without any inner step."""
     model = jmeta.linen(Block("per_task"))
     task = images_task(jax.random.key(3))
+    seen = jax.jit(lambda φ, state: model.apply(jax.random.key(0), φ, state, task.support.inputs, train=True))
     for steps in (0, 2):
         problem = jmeta.InnerProblem(
             jmeta.support_loss(model, jmeta.softmax_cross_entropy), optax.sgd(0.5), steps, proximal=1.0
         )
-        params, state = model.init(jax.random.key(1), task.support.inputs)
-        adapted = adjoint(problem)(jax.random.key(0), params, state, task.support)
-        _, expected = model.apply(jax.random.key(0), adapted.params, state, task.support.inputs, train=True)
+        params, state = jax.jit(model.init)(jax.random.key(1), task.support.inputs)
+        adapted = jax.jit(adjoint(problem))(jax.random.key(0), params, state, task.support)
+        _, expected = seen(adapted.params, state)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), adapted.state, expected)
 
 
 @pytest.mark.parametrize("last", [0, 1, 3, 9])
 def test_truncated_is_the_product_over_the_last_steps(float64, last):
-    keys = jax.random.split(jax.random.key(last), 3)
-    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
+    θ, support, query = example(last)
     g = query.H @ (adapted_by_hand(θ, support, 4) - query.c)
     factor = np.linalg.matrix_power(np.eye(4) - α * np.asarray(support.H), min(last, 4))
     np.testing.assert_allclose(meta_gradient(jmeta.truncated(last), θ, support, query, 4), factor.T @ g, rtol=1e-12)
@@ -219,10 +224,13 @@ EXACT = {
 @pytest.mark.parametrize("optimiser", [optax.sgd(α), optax.adam(α, eps_root=1e-8)], ids=["sgd", "adam"])
 @pytest.mark.parametrize("steps", [1, 5, 6])  # one segment of one, one of all, several
 def test_every_exact_adjoint_gives_the_same_meta_gradient(float64, adjoint, optimiser, steps):
-    keys = jax.random.split(jax.random.key(0), 3)
-    θ, support, query = jax.random.normal(keys[0], (4,)), quadratic(keys[1]), quadratic(keys[2])
-    gradients = [meta_gradient(a, θ, support, query, steps, optimiser) for a in (jmeta.exact(), adjoint)]
-    np.testing.assert_allclose(*gradients, rtol=1e-10)
+    gradient = meta_gradient(adjoint, *example(), steps, optimiser)
+    np.testing.assert_allclose(gradient, exact_gradient(optimiser, steps), rtol=1e-10)
+
+
+@functools.cache
+def exact_gradient(optimiser, steps):
+    return meta_gradient(jmeta.exact(), *example(), steps, optimiser)
 
 
 @pytest.mark.parametrize("adaptable", [lambda path: True, lambda path: "head" in path], ids=["maml", "anil"])
@@ -233,7 +241,7 @@ def test_every_exact_adjoint_agrees_on_a_conv_net_and_a_batch_of_tasks(float64, 
 
 def assert_every_exact_adjoint_agrees(model, tasks, adaptable=lambda path: True):
     inputs = tasks.support.inputs[0].astype(jnp.float32)
-    params = in_float64(model.init(jax.random.key(1), inputs)[0])
+    params = in_float64(jax.jit(model.init)(jax.random.key(1), inputs)[0])
 
     def gradient(adjoint):
         learner = jmeta.maml(model, inner_steps=6, adjoint=adjoint, adaptable=adaptable)
@@ -278,7 +286,7 @@ def temporary_bytes(adjoint, steps):
     learner = jmeta.maml(jmeta.linen(TwoConvolutions()), inner_steps=steps, adjoint=adjoint)
     task = images_task(jax.random.key(0), queries=8)
     task = task._replace(support=task.query)
-    params, state = learner.init(jax.random.key(1), task)
+    params, state = jax.jit(learner.init)(jax.random.key(1), task)
 
     def objective(params, task):
         return learner.objective(jax.random.key(2), params, state, jax.tree.map(lambda x: x[None], task))[0]
@@ -356,7 +364,7 @@ def test_maml_agrees_with_an_independent_implementation_in_numpy(float64, steps)
     learner = jmeta.maml(jmeta.linen(Network()), inner_rate=α, inner_steps=steps, loss=jmeta.mean_squared_error)
     params = {"a": {"kernel": θ[0], "bias": θ[1]}, "b": {"kernel": θ[2], "bias": θ[3]}}
     params = jax.tree.map(jnp.asarray, params)
-    gradient = jax.grad(lambda p: learner.objective(jax.random.key(0), p, {}, tasks)[0])(params)
+    gradient = jax.jit(jax.grad(lambda p: learner.objective(jax.random.key(0), p, {}, tasks)[0]))(params)
     expected = [np.mean(g, axis=0) for g in zip(*(Tanh.meta_gradient(θ, *t, steps) for t in data), strict=True)]
     ours = [gradient["a"]["kernel"], gradient["a"]["bias"], gradient["b"]["kernel"], gradient["b"]["bias"]]
     for a, b in zip(ours, expected, strict=True):

@@ -20,12 +20,14 @@ from jmeta.runs.registry import LearnerEntry as Entry
 WAYS, SHOTS, QUERIES = 3, 2, 4
 KEY = jax.random.key(0)
 SAMPLED = {}  # tasks, drawn once for all learners
+QUICK = ("maml", "prototypical", "late_fusion", "linear_probe")  # one of each family; the others are slow
+QUICK_ENTRIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(LEARNERS)]
 
 
 @pytest.fixture(scope="module", params=sorted(LEARNERS))
-def entry(request):
+def entry(request, free_programs):
     yield LEARNERS[request.param]
-    jax.clear_caches()  # of one learner after the other: those of all would not fit into the memory map of a process
+    free_programs()
 
 
 # iMAML's inner loop ends near its minimum in most tasks, and fit says so of the others.
@@ -141,7 +143,8 @@ def sampled(source, seed=0, tasks=4):
     key = id(source), seed, tasks
     if key not in SAMPLED:  # the sources of this file live as long as it does
         draw = jax.jit(jax.vmap(source.sample, (0, None)))
-        SAMPLED[key] = draw(jax.random.split(jax.random.key(seed), tasks), source.data)
+        # in NumPy, of which a part or a sum is no program of its own
+        SAMPLED[key] = jax.device_get(draw(jax.random.split(jax.random.key(seed), tasks), source.data))
     return SAMPLED[key]
 
 
@@ -160,55 +163,67 @@ def answer(learner, adapted, inputs):
     return returns(outputs) if isinstance(outputs, Trajectory) else outputs
 
 
-def answers(learner, params, state):
-    @jax.jit
-    def run(task):
+def answers(learner):
+    def run(params, state, task):
         adapted = learner.adapt(KEY, params, state, task.support)
         return adapted, answer(learner, adapted, task.query.inputs)
 
     return run
 
 
-def test_shapes_and_dtypes(learner, source, training, initial, kind):
+@pytest.fixture(scope="module")
+def run(learner, initial):
+    """A task -> what is adapted to it, and its answers; one program for all tests of a learner."""
+    return functools.partial(jax.jit(answers(learner)), *initial)
+
+
+@pytest.fixture(scope="module")
+def run_together(learner, initial):
+    """As `run`, of several tasks."""
+    return functools.partial(jax.jit(jax.vmap(answers(learner), (None, None, 0))), *initial)
+
+
+def test_shapes_and_dtypes(learner, source, training, initial, run, kind):
     params, state = initial
-    _, outputs = answers(learner, params, state)(task_of(sampled(source), 0))
+    _, outputs = run(task_of(sampled(source), 0))
     assert outputs.shape == kind.answers
-    batch = learner.collect(KEY, params, state, sampled(training))
+    batch = jax.jit(learner.collect)(KEY, params, state, sampled(training))
     loss, (new_state, info) = jax.jit(learner.objective)(KEY, params, state, batch)
     assert loss.shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {x.dtype for x in jax.tree.leaves((params, outputs, loss, info))} == {jnp.dtype("float32")}
 
 
-def test_jit_and_vmap_over_tasks_change_nothing(learner, source, initial):
+def test_vmap_over_tasks_changes_nothing(source, run, run_together):
     tasks = sampled(source)
-    params, state = initial
-
-    def run(task):
-        return answer(learner, learner.adapt(KEY, params, state, task.support), task.query.inputs)
-
-    together = jax.jit(jax.vmap(run))(tasks)
+    together = run_together(tasks)[1]
     for i in range(2):
-        np.testing.assert_allclose(together[i], run(task_of(tasks, i)), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(together[i], run(task_of(tasks, i))[1], rtol=1e-3, atol=1e-4)
 
 
-def test_queries_never_reach_adapt(learner, source, initial):
+@pytest.mark.parametrize("entry", QUICK_ENTRIES, indirect=True, scope="module")
+def test_jit_changes_nothing(entry, learner, source, initial, run):
+    tasks = sampled(source)
+    for i in range(2):
+        task = jax.tree.map(jnp.asarray, task_of(tasks, i))
+        np.testing.assert_allclose(run(task)[1], answers(learner)(*initial, task)[1], rtol=1e-3, atol=1e-4)
+
+
+def test_queries_never_reach_adapt(source, run):
     tasks = sampled(source)
     task, other = task_of(tasks, 0), task_of(tasks, 1)
-    params, state = initial
-    run = answers(learner, params, state)
     adapted, outputs = run(task)
     mixed, mixed_outputs = run(jmeta.Task(task.support, other.query))
     assert_same(adapted, mixed)
     assert not np.array_equal(outputs, mixed_outputs)
 
 
-def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, source, initial):
+def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, source, run):
     """With the normalisation that is the default of every network of images."""
     if entry.acts:
         pytest.skip("an episode draws by its place among the others")
     task = task_of(sampled(source), 0)
-    adapted, together = answers(learner, *initial)(task)
+    adapted, together = run(task)
     ask = jax.jit(lambda inputs: answer(learner, adapted, inputs))
     for i in (0, len(together) - 1):
         alone = ask(jax.tree.map(lambda x, i=i: x[i : i + 1], task.query.inputs))
@@ -226,54 +241,41 @@ def test_rows_that_are_not_there_change_no_answer(entry, source, training, norm)
     if entry.acts:
         pytest.skip("an environment has no rows")
     learner = make(entry, norm=norm)
-    params, state = jax.jit(learner.init)(KEY, task_of(sampled(training), 0))
     task, other = (task_of(sampled(source), i) for i in (0, 1))
     support, n = task.support, len(task.support.targets)
     padded = jmeta.Examples(
-        jnp.concatenate([support.inputs, 50.0 * other.support.inputs]),
-        jnp.concatenate([support.targets, jnp.zeros_like(other.support.targets)]),
+        np.concatenate([support.inputs, 50.0 * other.support.inputs]),
+        np.concatenate([support.targets, np.zeros_like(other.support.targets)]),
         support.descriptions,
-        jnp.arange(2 * n) < n,
+        np.arange(2 * n) < n,
     )
-    run = answers(learner, params, state)
-    expected, outputs = (run(task._replace(support=examples))[1] for examples in (support, padded))
+
+    @jax.jit
+    def both(example, tasks):
+        initial = jax.jit(learner.init)(KEY, example)
+        return [answers(learner)(*initial, task)[1] for task in tasks]
+
+    expected, outputs = both(task_of(sampled(training), 0), (task, task._replace(support=padded)))
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_tasks_never_reach_each_other(learner, source, initial):
+def test_tasks_never_reach_each_other(source, run_together):
     tasks, others = sampled(source), sampled(source, seed=1)
-    params, state = initial
-    run = jax.jit(jax.vmap(answers(learner, params, state)))
-    changed = jax.tree.map(lambda x, y: x.at[1].set(y[1]), tasks, others)
-    before, after = run(tasks)[1], run(changed)[1]
-    kept = jnp.asarray([0, 2, 3])
+    changed = jax.tree.map(lambda x, y: np.stack([x[0], y[1], *x[2:]]), tasks, others)
+    before, after = (np.asarray(run_together(some)[1]) for some in (tasks, changed))
+    kept = [0, 2, 3]
     assert_same(before[kept], after[kept])
     assert not np.array_equal(before[1], after[1])
 
 
-def test_adaptation_depends_on_the_support(learner, source, initial):
+def test_adaptation_depends_on_the_support(source, run):
     tasks = sampled(source)
-    params, state = initial
-    run = answers(learner, params, state)
     first = run(task_of(tasks, 0))[1]
     swapped = run(jmeta.Task(task_of(tasks, 1).support, task_of(tasks, 0).query))[1]
     assert not np.array_equal(first, swapped)
 
 
-QUICK = (
-    "maml",
-    "prototypical",
-    "late_fusion",
-    "linear_probe",
-)  # one of each family; the others learn in the slow tests
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(LEARNERS)],
-    indirect=True,
-    scope="module",
-)
+@pytest.mark.parametrize("entry", QUICK_ENTRIES, indirect=True, scope="module")
 def test_it_learns_in_one_compiled_program(entry, learner, source, training, kind):
     traces = []
 
@@ -302,31 +304,33 @@ def test_it_learns_in_one_compiled_program(entry, learner, source, training, kin
     assert kind.learned(first, last)
 
 
-def test_tasks_of_which_a_part_is_not_there(entry):
+def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):
     """Ways and shots vary in one shape: values and gradients are finite, and no answer is a class that is not there."""
     if entry.acts:
         pytest.skip("an environment has no classes")
-    learner = make(entry)
     masked = episodes(ways=(2, WAYS), shots=(1, SHOTS))
     training = episodes(batch=16) if entry.pretrains else masked
     tasks = sampled(training)
-    params, state = jax.jit(learner.init)(KEY, task_of(tasks, 0))
+    params, state = initial
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(learner.init, KEY, task_of(tasks, 0))) == (
+        jax.tree.map(lambda x: (x.shape, x.dtype), initial)
+    )
     loss = jax.jit(jax.value_and_grad(lambda p: learner.objective(KEY, p, state, tasks)[0]))
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(loss(params)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loss(params)))
     episode = sampled(masked, tasks=8)
-    outputs = jax.jit(jax.vmap(answers(learner, params, state)))(episode)[1]
-    assert jnp.isfinite(outputs).all()
+    outputs = np.asarray(jax.jit(jax.vmap(answers(learner), (None, None, 0)))(params, state, episode)[1])
+    assert np.isfinite(outputs).all()
     if entry.embedding and not entry.pretrains:  # a head has an output for each way that it was made for
         present = episode.support.targets.any(axis=1)
         assert not present.all()
-        assert jnp.take_along_axis(present, outputs.argmax(axis=2), axis=1).all()
+        assert np.take_along_axis(present, outputs.argmax(axis=2), axis=1).all()
 
 
 def test_without_inner_steps_a_learner_is_a_baseline(entry, source, initial, kind):
     if "inner_steps" not in inspect.signature(entry.make).parameters or entry.pretrains:
         pytest.skip("has no inner loop in training")
     learner = make(entry, inner_steps=0)
-    _, outputs = answers(learner, *initial)(task_of(sampled(source), 0))
+    _, outputs = jax.jit(answers(learner))(*initial, task_of(sampled(source), 0))
     assert outputs.shape == kind.answers
     if entry.make in (jmeta.reptile, jmeta.maml_plus_plus):  # whose objectives say nothing without a step
         with pytest.raises(jmeta.ConfigError, match="inner_steps is 0; give at least 1"):

@@ -26,8 +26,9 @@ def test_details_are_those_counted_by_hand():
     source = jmeta.from_arrays(X, LABELS, ways=4, shots=2, queries=3, names=list("abcdef"))
     result = evaluate(source, details=True)
     confusion, each, wrong = np.zeros((6, 6), int), np.zeros(48, int), np.zeros(48, int)
+    sample = jax.jit(lambda key: source.sample(jax.random.split(key, 3)[0], source.data))
     for key in jax.random.split(KEY, 40):
-        task = source.sample(jax.random.split(key, 3)[0], source.data)
+        task = sample(key)
         x, shown = np.asarray(task.support.inputs), np.asarray(task.support.classes)
         means = {c: x[shown == c].mean(0) for c in set(shown.tolist())}
         for query, row, true in zip(
@@ -67,10 +68,8 @@ def test_details_of_groups_are_by_the_classes_of_all_groups():
 def test_rows_outside_of_the_mask_are_not_counted():
     source = jmeta.from_arrays(X, LABELS, ways=(2, 4), shots=(1, 2), queries=(1, 3))
     told = evaluate(source, details=True)["details"]
-    there = [
-        int(source.sample(jax.random.split(key, 3)[0], source.data).query.mask.sum())
-        for key in jax.random.split(KEY, 40)
-    ]
+    sample = jax.jit(lambda key: source.sample(jax.random.split(key, 3)[0], source.data))
+    there = [int(sample(key).query.mask.sum()) for key in jax.random.split(KEY, 40)]
     assert np.asarray(told["confusion"]).sum() == sum(there)
 
 
@@ -106,7 +105,8 @@ def test_episodes_that_are_not_finite_are_named_or_left_out_and_counted():
     params, state = jmeta.init(KEY, MAML, optax.adam(1e-3), SINUSOID)[2:4]
     options = {"metric": jmeta.mean_squared_error, "episodes": 40}
     source = broken(0.1)
-    bad = [is_bad(source.sample(jax.random.split(k, 3)[0], ())) for k in jax.random.split(KEY, 40)]
+    sample = jax.jit(lambda key: source.sample(jax.random.split(key, 3)[0], ()))
+    bad = [is_bad(sample(key)) for key in jax.random.split(KEY, 40)]
     assert 0 < sum(bad) < 40
     with pytest.warns(UserWarning, match="episodes are not finite") as caught:
         result = jmeta.evaluate(KEY, MAML, params, state, source, **options)
@@ -118,11 +118,16 @@ def test_episodes_that_are_not_finite_are_named_or_left_out_and_counted():
     result = jmeta.evaluate(KEY, MAML, params, state, source, skip_nonfinite=True, **options)
     assert result["skipped"] == sum(bad) and result["episodes"] == 40 - sum(bad)
     whole, losses = jmeta.evaluate(KEY, MAML, params, state, SINUSOID, **options), []
-    for key, skip in zip(jax.random.split(KEY, 40), bad, strict=True):
+
+    @jax.jit
+    def loss(key):
         sample, adapt, predict = jax.random.split(key, 3)
         task = SINUSOID.sample(sample, ())
         outputs = MAML.predict(predict, MAML.adapt(adapt, params, state, task.support), task.query.inputs)
-        losses += [] if skip else [float(jmeta.mean_squared_error(outputs, task.query.targets))]
+        return jmeta.mean_squared_error(outputs, task.query.targets)
+
+    for key, skip in zip(jax.random.split(KEY, 40), bad, strict=True):
+        losses += [] if skip else [float(loss(key))]
     assert result["mean_squared_error"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert "skipped" not in whole
     with pytest.raises(jmeta.NonFiniteError, match="40 of 40 episodes are not finite"):
@@ -136,7 +141,7 @@ def test_a_step_leaves_out_tasks_that_are_not_finite(optimizer):
     train_state = jmeta.init(KEY, MAML, optimizer, SINUSOID)
     new, info = jax.jit(jmeta.make_step(MAML, optimizer, source, tasks=tasks, skip_nonfinite=True))(train_state, None)
     sample_key, objective_key = jax.random.split(jax.random.fold_in(train_state.key, 0))
-    batch = jax.vmap(source.sample, (0, None))(jax.random.split(sample_key, tasks), ())
+    batch = jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(sample_key, tasks), ())
     bad = np.asarray([is_bad(jax.tree.map(lambda x, i=i: x[i], batch)) for i in range(tasks)])
     assert 0 < bad.sum() < tasks and float(info["skipped"]) == bad.sum()
     good = jax.tree.map(lambda x: x[~bad], batch)

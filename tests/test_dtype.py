@@ -57,7 +57,7 @@ def source():
 
 
 def sampled(source, tasks=2):
-    return jax.vmap(source.sample, (0, None))(jax.random.split(KEY, tasks), source.data)
+    return jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(KEY, tasks), source.data)
 
 
 def learner_of(name, dtype, **options):
@@ -370,8 +370,8 @@ def test_a_policy_in_bfloat16_is_credited_in_float32():
 
     source = bandit(arms=3, pulls=5)
     learner = jmeta.maml_rl(jmeta.linen(Low()), trajectories=3)
-    tasks = jax.vmap(source.sample, (0, None))(jax.random.split(KEY, 2), source.data)
-    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
+    tasks = jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(KEY, 2), source.data)
+    params, state = jax.jit(learner.init)(KEY, jax.tree.map(lambda x: x[0], tasks))
     collected = jax.jit(learner.collect)(KEY, params, state, tasks)
     assert dtypes(collected) == FLOAT32
     value, _ = jax.eval_shape(learner.objective, KEY, params, state, collected)

@@ -100,7 +100,7 @@ def test_distributions_by_sampling(space, float64):
 
 def test_bandits_pay_what_their_arms_pay():
     source = bandit(arms=3, pulls=2000)
-    task = source.sample(KEY, source.data)
+    task = jax.jit(source.sample)(KEY, source.data)
     assert dataclasses.asdict(task.support)["horizon"] == 2000
     for arm in range(3):
         logits = jnp.zeros(3).at[arm].set(100.0)
@@ -110,10 +110,10 @@ def test_bandits_pay_what_their_arms_pay():
 
 def test_the_oracle_sees_the_parameters():
     source = reveal(point_navigation(horizon=3, queries=2))
-    task = source.sample(KEY, source.data)
+    task = jax.jit(source.sample)(KEY, source.data)
     observations = rollout(KEY, task.support, still([0.0] * 4), ())[1].observations
     np.testing.assert_array_equal(observations[:, 2:], np.broadcast_to(task.support.params, (3, 2)))
-    jax.vmap(source.sample, (0, None))(jax.random.split(KEY, 2), source.data)
+    jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(KEY, 2), source.data)
 
 
 def broken(observation=0.0, reward=0.0):
@@ -220,8 +220,8 @@ def test_a_dict_of_observations_is_as_good_as_a_vector(name, finite):
             learner = jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Box(2), width=4)))
         else:
             learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(Box(2), hidden=(4,))), trajectories=3)
-        task = source.sample(KEY, source.data)
-        params, state = learner.init(KEY, task)
+        task = jax.jit(source.sample)(KEY, source.data)
+        params, state = jax.jit(learner.init)(KEY, task)
         tasks = jax.tree.map(lambda x: x[None], task)
         value = jax.jit(learner.collect)(KEY, params, state, tasks)
         gradient = jax.jit(jax.grad(lambda p: learner.objective(KEY, p, state, value)[0]))(params)  # noqa: B023

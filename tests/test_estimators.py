@@ -1,5 +1,7 @@
 """Estimators in the manner of scikit-learn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +18,12 @@ def classifier(**options):
     return jmeta.FewShotClassifier(NEAREST, {}, {}, **options)
 
 
+@functools.cache
 def five_way(norm="group"):
     """A five-way head that was not trained, on images of 8x8."""
     learner = jmeta.maml(jmeta.linen(jmeta.Conv4(5, features=8, norm=norm, head_init="random")))
     images = jnp.zeros((5, 8, 8, 1))
-    return learner, *learner.init(jax.random.key(0), jmeta.Task(jmeta.Examples(images, jnp.eye(5)), ()))
+    return learner, *jax.jit(learner.init)(jax.random.key(0), jmeta.Task(jmeta.Examples(images, jnp.eye(5)), ()))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,9 @@ def test_other_numbers_of_examples_and_queries_compile_nothing_new():
 
 def test_a_regressor_predicts_in_the_shape_of_its_targets():
     learner = jmeta.maml(jmeta.linen(jmeta.MLP(1, hidden=(4,))), inner_rate=0.01, loss=jmeta.mean_squared_error)
-    params, state = learner.init(jax.random.key(0), jmeta.Task(jmeta.Examples(jnp.ones((1, 2)), jnp.ones((1, 1))), ()))
+    params, state = jax.jit(learner.init)(
+        jax.random.key(0), jmeta.Task(jmeta.Examples(jnp.ones((1, 2)), jnp.ones((1, 1))), ())
+    )
     x, y = RANDOM.normal(size=(6, 2)).astype(np.float32), RANDOM.normal(size=6).astype(np.float32)
     fitted = jmeta.FewShotRegressor(learner, params, state).fit(x, y)
     support = jmeta.Examples(jnp.asarray(x), jnp.asarray(y)[:, None])
@@ -124,7 +129,7 @@ class Plain(nn.Module):
 def test_a_head_is_known_by_its_width_and_not_by_its_name():
     learner = jmeta.maml(jmeta.linen(Plain()))
     support = jmeta.Examples(jnp.zeros((4, 3)), jnp.eye(4))
-    params, state = learner.init(jax.random.key(0), jmeta.Task(support, ()))
+    params, state = jax.jit(learner.init)(jax.random.key(0), jmeta.Task(support, ()))
     x = RANDOM.normal(size=(2, 3)).astype(np.float32)
     fitted = jmeta.FewShotClassifier(learner, params, state).fit(x, ["a", "b"])
     assert fitted.predict_proba(x).shape == (2, 2)

@@ -199,7 +199,7 @@ def test_token_ids_beyond_the_table():
     model = jmeta.linen(jmeta.TextEncoder(outputs=None, features=8, buckets=64))
     with pytest.raises(jmeta.ModelError, match="the network has 64 rows for them; give hashed_text and TextEncoder"):
         model.init(KEY, ids)
-    params, state = model.init(KEY, ids % 64)
+    params, state = jax.jit(model.init)(KEY, ids % 64)
     compiled = jax.jit(lambda ids: model.apply(KEY, params, state, ids, train=False)[0])
     assert jnp.isnan(compiled(ids)).any() and jnp.isfinite(compiled(ids % 64)).all()
     source = jmeta.from_arrays(ids, Y, ways=3, shots=1, queries=2)
@@ -249,8 +249,9 @@ def test_one_hot_of_any_kind_and_probabilities_are_classes(targets):
 
 def test_accuracy_of_trajectories_is_told():
     source = jmeta.rl.bandit(queries=2)
-    learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(source.sample(KEY, source.data).support.actions)))
-    params, state = learner.init(KEY, source.sample(KEY, source.data))
+    task = jax.jit(source.sample)(KEY, source.data)
+    learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(task.support.actions)))
+    params, state = jax.jit(learner.init)(KEY, task)
     with pytest.raises(jmeta.ModelError, match=r"answers are a Trajectory and no array; give metric=jmeta.mean_return"):
         jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
 
@@ -258,7 +259,7 @@ def test_accuracy_of_trajectories_is_told():
 def test_pictures_of_bytes_do_not_reach_a_network():
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1), np.uint8)
     for model in (jmeta.identity(), jmeta.linen(jmeta.MLP(outputs=3, hidden=()))):
-        params, state = model.init(KEY, jnp.zeros((1, 4, 4, 1)))
+        params, state = jax.jit(model.init)(KEY, jnp.zeros((1, 4, 4, 1)))
         with pytest.raises(jmeta.DataError, match=r"pictures of bytes, \[6, 4, 4, 1\], which sources scale.*as_inputs"):
             model.apply(KEY, params, state, images, train=False)
         model.apply(KEY, params, state, jnp.asarray(jmeta.as_inputs(images)), train=False)
@@ -327,7 +328,7 @@ def test_a_program_that_takes_more_memory_than_there_is_is_refused_before_it_run
     wide = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1, hidden=(777, 777))), loss=jmeta.mean_squared_error)
     with pytest.raises(jmeta.ConfigError, match=sentence):
         fit(wide)
-    params, state = wide.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    params, state = wide.init(KEY, jax.jit(SOURCE.sample)(KEY, SOURCE.data))
     with pytest.raises(jmeta.ConfigError, match=sentence):
         jmeta.evaluate(KEY, wide, params, state, SOURCE, episodes=4, metric=jmeta.mean_squared_error)
     monkeypatch.undo()
@@ -346,3 +347,26 @@ def test_structures_and_sizes_that_do_not_fit_are_told(monkeypatch):
     fitted = fit(learner, small)
     with pytest.raises(jmeta.ModelError, match=r"cannot take inputs of shape \[5\]; give inputs of the shape"):
         jmeta.evaluate(KEY, learner, fitted.params, fitted.state, wide, episodes=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: jmeta.rl.Discrete(0), "Discrete has 0 actions; give at least 1"),
+        (lambda: jmeta.rl.Box(0), r"Box has 0 coordinates in \[-1.0, 1.0\]; give at least 1"),
+        (lambda: jmeta.rl.Box(2, 1.0, 1.0), r"Box has 2 coordinates in \[1.0, 1.0\]; .* between finite bounds"),
+        (lambda: jmeta.search_tasks(SOURCE, SOURCE, tasks=0), "tasks is 0; give at least 1 episode"),
+        (lambda: jmeta.genotype({}, skips=-1), "skips is -1; give 0 or more"),
+    ],
+)
+def test_values_that_make_nothing(make, sentence):
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        make()
+
+
+def test_the_implicit_adjoint_has_no_trajectory():
+    learner = jmeta.maml_plus_plus(
+        jmeta.linen(jmeta.MLP(outputs=1)), adjoint=jmeta.implicit(), loss=jmeta.mean_squared_error
+    )
+    with pytest.raises(jmeta.ConfigError, match="knows the minimum alone; take exact"):
+        fit(learner)

@@ -255,6 +255,20 @@ def test_a_finished_run_goes_on_with_more_steps_and_other_rates(sinusoid, place,
     assert config == run.config and words == []
 
 
+def test_a_run_that_ended_by_its_patience_does_not_go_on(sinusoid, place, capsys):
+    shutil.copytree(sinusoid / "0", place / "run")
+    shutil.rmtree(place / "run" / "best")
+    rows = [{"step": i, "loss": 0.5, "seconds": 1.0, "validation": float(i)} for i in (1, 2, 3, 4)]
+    (place / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--resume", "--steps", "6", "--no-report", "--out", "run")
+    main("train", *flags, "--patience", "3")
+    assert "and ended at step 4 of 6 by its patience" in capsys.readouterr().err
+    main("train", *flags, "--patience", "6")
+    said = capsys.readouterr().err
+    assert "going on with patience 3 -> 6" in said and "by its patience" not in said
+    assert int(jmeta.load("run", checkpoint="last").train_state.step) == 6
+
+
 def test_minutes_fix_the_number_of_steps(place, capsys):
     main("train", *SMALL[:-3], "--minutes", "0.001", "--no-report", "--out", "run")
     assert "10 meta-steps fit into 0.001 minutes" in capsys.readouterr().err

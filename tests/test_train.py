@@ -82,7 +82,7 @@ def test_a_step_is_sampling_objective_and_update():
     start = jmeta.init(KEY, LEARNER, optimizer, SOURCE)
     new, info = jmeta.make_step(LEARNER, optimizer, SOURCE, tasks=3, task_chunk=3)(start, None)
     sample_key, objective_key = jax.random.split(jax.random.fold_in(start.key, 0))
-    tasks = jax.vmap(SOURCE.sample, (0, None))(jax.random.split(sample_key, 3), SOURCE.data)
+    tasks = jax.jit(jax.vmap(SOURCE.sample, (0, None)))(jax.random.split(sample_key, 3), SOURCE.data)
     loss, gradient = jax.value_and_grad(lambda p: LEARNER.objective(objective_key, p, {}, tasks)[0])(start.params)
     np.testing.assert_allclose(info["loss"], loss, rtol=1e-6)
     jax.tree.map(
@@ -235,7 +235,7 @@ def test_an_update_that_is_not_finite_changes_nothing():
 
 def test_low_precision_is_named():
     def init(key, task):
-        params, state = LEARNER.init(key, task)
+        params, state = jax.jit(LEARNER.init)(key, task)
         return jax.tree.map(lambda x: x.astype(jnp.float16), params), state
 
     def objective(key, params, state, tasks):
@@ -253,7 +253,7 @@ def test_an_inner_optimiser_without_a_derivative_at_0_is_told_before_the_run(mak
     learner = sinusoid_learner(inner_optimizer=make, adjoint=adjoint)
     with pytest.raises(jmeta.ConfigError, match="give it an eps_root"):
         jmeta.init(KEY, learner, optax.adam(1e-3), SOURCE)
-    task = SOURCE.sample(KEY, SOURCE.data)
+    task = jax.jit(SOURCE.sample)(KEY, SOURCE.data)
     learner.adapt(KEY, LEARNER.init(KEY, task)[0], {}, task.support)  # who does not differentiate it may use it
 
 
@@ -358,7 +358,7 @@ def test_evaluate_reports_mean_interval_and_protocol():
 @pytest.mark.parametrize(("policy", "transductive"), [("transductive", True), ("per_task", False)])
 def test_transductive_is_measured(policy, transductive):
     source, learner = conv_source(), conv_learner(norm=policy)
-    params, state = learner.init(KEY, source.sample(KEY, source.data))
+    params, state = learner.init(KEY, jax.jit(source.sample)(KEY, source.data))
     result = jmeta.evaluate(KEY, learner, params, state, source, episodes=2)
     assert result["transductive"] is transductive
 
@@ -373,7 +373,7 @@ def both(outputs, targets):
 
 @pytest.mark.parametrize("metric", [{"mean_squared_error": jmeta.mean_squared_error, "wide": wide}, both])
 def test_several_metrics_each_with_its_interval(metric):
-    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    params, state = LEARNER.init(KEY, jax.jit(SOURCE.sample)(KEY, SOURCE.data))
     result = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=metric)
     for one in (jmeta.mean_squared_error, wide):
         alone = jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=9, metric=one)
@@ -393,13 +393,13 @@ def test_several_metrics_each_with_its_interval(metric):
     ],
 )
 def test_a_metric_that_cannot_be_compiled(metric, sentence):
-    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    params, state = LEARNER.init(KEY, jax.jit(SOURCE.sample)(KEY, SOURCE.data))
     with pytest.raises(jmeta.JmetaError, match=sentence):
         jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=2, metric={"mine": metric})
 
 
 def test_evaluate_needs_two_episodes():
-    params, state = LEARNER.init(KEY, SOURCE.sample(KEY, SOURCE.data))
+    params, state = LEARNER.init(KEY, jax.jit(SOURCE.sample)(KEY, SOURCE.data))
     with pytest.raises(jmeta.ConfigError, match="episodes is 1"):
         jmeta.evaluate(KEY, LEARNER, params, state, SOURCE, episodes=1)
 

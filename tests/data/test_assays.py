@@ -13,7 +13,7 @@ LABELS[random.random((400, 4)) < 0.3] = -1
 
 def drawn(n=200, **options):
     source = jmeta.from_assays(MOLECULES, LABELS, **options)
-    return source, jax.vmap(source.sample, (0, None))(jax.random.split(jax.random.key(0), n), source.data)
+    return source, jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(jax.random.key(0), n), source.data)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

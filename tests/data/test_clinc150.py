@@ -29,14 +29,14 @@ def small(tmp_path):
 def test_a_task_holds_utterances_and_the_names_of_their_intents(small):
     source = jmeta.clinc150(split="test", ways=2, shots=(0, 3), queries=4, folder=small, descriptions="text")
     assert source.names == ("intent 4", "intent 5")
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     (ids,) = task.support.descriptions
     assert ids.dtype == "int32"
     assert task.query.inputs.shape == (8, 128)
     names = {tuple(row) for row in jmeta.hashed_text(source.names, width=64)}
     assert {tuple(row) for row in np.asarray(ids)} == names
     without = jmeta.clinc150(split="test", ways=2, shots=1, queries=4, folder=small)
-    assert without.sample(jax.random.key(0), without.data).support.descriptions == ()
+    assert jax.jit(without.sample)(jax.random.key(0), without.data).support.descriptions == ()
 
 
 def test_a_model_of_text_learns_from_it(small):

@@ -53,7 +53,7 @@ def test_ones_and_zeros_are_attributes_whatever_their_dtype(dtype):
     source = numbered(ways=2, shots=0, descriptions=attributes)
     assert source.data.descriptions.dtype == jnp.float32
     learner = jmeta.zero_shot(jmeta.linen(jmeta.MLP(outputs=None, hidden=(4,))))
-    params, _ = learner.init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
+    params, _ = learner.init(jax.random.key(0), jax.jit(source.sample)(jax.random.key(0), source.data))
     assert set(params["describe"]) == {"Dense_0"}  # a perceptron, no reader of text
 
 
@@ -61,7 +61,7 @@ def test_token_ids_are_read_as_text():
     names = jmeta.hashed_text([f"class number {i}" for i in range(8)])
     source = numbered(ways=2, shots=0, descriptions=jmeta.TokenIds(names))
     learner = jmeta.zero_shot(jmeta.linen(jmeta.MLP(outputs=None, hidden=(4,))))
-    params, _ = learner.init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
+    params, _ = learner.init(jax.random.key(0), jax.jit(source.sample)(jax.random.key(0), source.data))
     assert "vectors" in params["describe"]
 
 
@@ -139,7 +139,7 @@ def test_tasks_without_support_are_told():
 def test_embeddings_are_checked():
     x = np.random.default_rng(0).normal(size=(80, 6))
     source = jmeta.from_embeddings(x, LABELS, np.eye(8), shots=(0, 2), queries=2)
-    assert source.sample(jax.random.key(0), source.data).support.inputs.shape == (10, 6)
+    assert jax.jit(source.sample)(jax.random.key(0), source.data).support.inputs.shape == (10, 6)
     x[7] = 0
     with pytest.raises(DataError, match="embedding 7 is all zeros, which has no direction for a cosine"):
         jmeta.from_embeddings(x, LABELS)
@@ -159,7 +159,7 @@ def test_glyphs_are_described_by_their_names():
     for kind in ("attributes", "text"):
         source = jmeta.glyphs(split="test", ways=3, shots=0, queries=1, descriptions=kind)
         assert jax.tree.leaves(source.data.descriptions)[0].shape[0] == len(source.names)
-        task = source.sample(jax.random.key(0), source.data)
+        task = jax.jit(source.sample)(jax.random.key(0), source.data)
         assert task.support.inputs.shape == (3, 28, 28, 1)
     with pytest.raises(ConfigError, match="descriptions is 'pictures'; choose one of attributes, text, or None"):
         jmeta.glyphs(descriptions="pictures")

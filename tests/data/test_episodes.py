@@ -37,7 +37,7 @@ def original(labels):
 
 def test_shapes_types_protocol_and_names(labels):
     source = from_arrays(np.zeros((len(labels), 3, 2)), labels, ways=4, shots=1, queries=3, names=list("abcdefg"))
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     shapes = [x.shape for x in jax.tree.leaves(task)]
     assert shapes == [(4, 3, 2), (4, 4), (4,), (4,), (12, 3, 2), (12, 4), (12,), (12,)]
     assert [x.dtype for x in jax.tree.leaves(task)] == [*2 * ["float32"], *2 * ["int32"]] * 2
@@ -100,7 +100,7 @@ def test_an_episode_draws_from_one_family_and_small_families_never_come():
 
 def test_the_key_decides_the_task(labels):
     source = numbered(labels, ways=5, shots=1, queries=3)
-    first, again, other = (source.sample(jax.random.key(seed), source.data) for seed in (0, 0, 1))
+    first, again, other = (jax.jit(source.sample)(jax.random.key(seed), source.data) for seed in (0, 0, 1))
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
     assert not np.array_equal(first.support.inputs, other.support.inputs)
 

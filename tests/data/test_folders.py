@@ -106,7 +106,7 @@ def test_invert_makes_ink_bright(tmp_path):
 
 def test_episodes_from_a_folder(animals):
     source = from_folder(animals, ways=2, shots=1, queries=3, size=(6, 4), channels=3, invert=True)
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     assert task.support.inputs.shape == (2, 6, 4, 3) and task.query.targets.shape == (6, 2)
     assert source.names == ("ant", "cat", "zebra")
     assert dict(source.protocol) == {"data": str(animals), "ways": 2, "shots": 1, "queries": 3}
@@ -215,7 +215,7 @@ def test_small_classes_are_dropped_on_request(animals):
     (animals / "dog").mkdir()
     source = from_folder(animals, ways=2, shots=1, queries=3, min_rows=4)
     assert source.names == ("ant", "cat", "zebra") and source.protocol["dropped"] == 2
-    found = source.sample(jax.random.key(0), source.data).query
+    found = jax.jit(source.sample)(jax.random.key(0), source.data).query
     files, labels = read_images(animals, empty_classes=True)[2:0:-1]
     for row, number in zip(found.rows, found.classes, strict=True):
         assert files[int(row)].parent.name == source.names[int(number)]
@@ -224,7 +224,7 @@ def test_small_classes_are_dropped_on_request(animals):
 
 def test_batches_of_all_classes_from_a_folder(animals):
     source = from_folder(animals, batch=5)
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     assert task.query.inputs.shape == (5, 12, 12, 1) and task.query.targets.shape == (5, 3) and task.support == ()
 
 

@@ -16,7 +16,7 @@ def source(**options):
 
 def test_a_task_is_disjoint_rows_of_one_group():
     tasks = source()
-    drawn = jax.vmap(tasks.sample, (0, None))(jax.random.split(jax.random.key(0), 200), tasks.data)
+    drawn = jax.jit(jax.vmap(tasks.sample, (0, None)))(jax.random.split(jax.random.key(0), 200), tasks.data)
     rows = np.concatenate([drawn.support.inputs, drawn.query.inputs], axis=1)[..., 0].astype(int)
     targets = np.concatenate([drawn.support.targets, drawn.query.targets], axis=1)
     assert rows.shape == (200, 7)
@@ -32,7 +32,7 @@ def test_a_task_is_disjoint_rows_of_one_group():
 
 def test_integers_are_classes_of_all_groups():
     tasks = jmeta.from_groups(ROWS, np.arange(28) % 3, GROUPS, shots=3, queries=4)
-    task = tasks.sample(jax.random.key(0), tasks.data)
+    task = jax.jit(tasks.sample)(jax.random.key(0), tasks.data)
     np.testing.assert_array_equal(task.query.targets.argmax(-1), task.query.inputs[:, 0].astype(int) % 3)
 
 
@@ -76,13 +76,13 @@ def test_a_group_that_is_too_small_is_named():
 )
 def test_bytes_of_pictures_are_scaled_and_no_others(inputs, dtype, largest):
     tasks = jmeta.from_groups(inputs, ROWS[:, 0], GROUPS, shots=3, queries=4)
-    task = tasks.sample(jax.random.key(0), tasks.data)
+    task = jax.jit(tasks.sample)(jax.random.key(0), tasks.data)
     for examples in task:
         assert examples.inputs.dtype == dtype and examples.inputs.max() == largest
 
 
 def drawn(tasks, count=200):
-    return jax.vmap(tasks.sample, (0, None))(jax.random.split(jax.random.key(0), count), tasks.data)
+    return jax.jit(jax.vmap(tasks.sample, (0, None)))(jax.random.split(jax.random.key(0), count), tasks.data)
 
 
 def test_classes_are_given_once():

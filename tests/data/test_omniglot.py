@@ -96,7 +96,7 @@ def test_images_and_names_are_those_of_tensorflow_datasets(cache):
 @needs_data
 def test_episodes_and_protocol(cache):
     source = omniglot(split="validation", ways=20, shots=1, queries=5, protocol="maml", seed=3, rotations=False)
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     assert task.support.inputs.shape == (20, 28, 28, 1) and task.query.inputs.shape == (100, 28, 28, 1)
     assert 0.9 < float(task.query.inputs.max()) <= 1
     assert dict(source.protocol) == {

@@ -38,7 +38,7 @@ def table(place, rows=None, header=("person", "age", "dose", "effect")):
 
 def sample(own, split="train", **sizes):
     source = own.load(split=split, **{"shots": 1, "queries": 1, **sizes})
-    return source, source.sample(jax.random.key(0), source.data)
+    return source, jax.jit(source.sample)(jax.random.key(0), source.data)
 
 
 def test_a_division_is_whole_and_that_of_its_seed():

@@ -42,7 +42,7 @@ def test_inputs_are_uniform_on_the_interval_of_the_paper():
 
 def test_shapes_types_and_protocol():
     source = sinusoid(shots=3, queries=7)
-    task = source.sample(jax.random.key(0), source.data)
+    task = jax.jit(source.sample)(jax.random.key(0), source.data)
     assert [x.shape for x in jax.tree.leaves(task)] == [(3, 1), (3, 1), (7, 1), (7, 1)]
     assert {x.dtype for x in jax.tree.leaves(task)} == {jnp.dtype("float32")}
     assert source.protocol == {"shots": 3, "queries": 7} and source.names == ()
@@ -50,13 +50,13 @@ def test_shapes_types_and_protocol():
 
 def test_the_key_decides_the_task():
     source = sinusoid()
-    first, again, other = (source.sample(jax.random.key(seed), source.data) for seed in (0, 0, 1))
+    first, again, other = (jax.jit(source.sample)(jax.random.key(seed), source.data) for seed in (0, 0, 1))
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(again)))
     assert not any(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(other)))
 
 
 def test_support_and_query_are_different_points():
-    task = sinusoid().sample(jax.random.key(0), ())
+    task = jax.jit(sinusoid().sample)(jax.random.key(0), ())
     assert not set(np.asarray(task.support.inputs).ravel()) & set(np.asarray(task.query.inputs).ravel())
 
 

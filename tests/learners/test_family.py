@@ -81,7 +81,7 @@ def test_reptile_moves_towards_the_adapted_weights():
 def test_reptile_draws_batches_without_replacement():
     """With all rows in a batch the order does not matter; with fewer it does, and never more than a batch is used."""
     few = jmeta.reptile(LINEAR, inner_rate=α, inner_steps=1, inner_batch=2, inner_optimizer=optax.sgd, **MSE)
-    step = W - np.asarray(few.adapt(KEY, {"w": jnp.asarray(W)}, (), task().support).params["w"])
+    step = W - np.asarray(jax.jit(few.adapt)(KEY, {"w": jnp.asarray(W)}, (), task().support).params["w"])
     pairs = [
         α * gradient(W, jax.tree.map(lambda x, rows=(i, j): x[np.asarray(rows)], task().support))
         for i in range(6)
@@ -101,7 +101,7 @@ def test_imaml_is_the_implicit_gradient(solver):
     H = hessian(task().support)
     φ = np.linalg.solve(H + λ * np.eye(3), 2 / len(x) * x.T @ y + λ * W)
     expected = np.linalg.solve(np.eye(3) + H / λ, gradient(φ, task().query))
-    adapted = learner.adapt(KEY, {"w": jnp.asarray(W)}, (), task().support)
+    adapted = jax.jit(learner.adapt)(KEY, {"w": jnp.asarray(W)}, (), task().support)
     np.testing.assert_allclose(adapted.params["w"], φ, rtol=1e-8)
     assert adapted.info["residual"] < 1e-8
     assert adapted.info["unconverged"] == 0
@@ -165,7 +165,7 @@ def test_meta_sgd_learns_its_rates_by_the_product_of_gradients():
     np.testing.assert_allclose(result["rates"]["w"], -inner * outer, rtol=1e-12)
     expected = outer - hessian(task().support) @ (rates * outer)
     np.testing.assert_allclose(result["model"]["w"], expected, rtol=1e-12)
-    start = learner.init(KEY, task())[0]["rates"]["w"]
+    start = jax.jit(learner.init)(KEY, task())[0]["rates"]["w"]
     np.testing.assert_array_equal(start, np.full((3, 1), 0.01))
 
 
@@ -175,7 +175,7 @@ def test_meta_curvature_is_a_matrix_on_each_axis():
     rows, columns = random.normal(size=(3, 3)), random.normal(size=(1, 1))
     params = {"model": {"w": jnp.asarray(W)}, "curvature": {"w": (jnp.asarray(rows), jnp.asarray(columns))}}
     learner = jmeta.meta_curvature(LINEAR, inner_rate=α, **MSE)
-    φ = learner.adapt(KEY, params, (), task().support).params["w"]
+    φ = jax.jit(learner.adapt)(KEY, params, (), task().support).params["w"]
     np.testing.assert_allclose(φ, W - α * rows @ gradient(W, task().support) @ columns.T, rtol=1e-12)
 
 
@@ -183,10 +183,10 @@ def test_meta_curvature_starts_as_maml_on_a_convolution():
     support = pictures(0)
     model = jmeta.linen(Convolution())
     learner, maml = jmeta.meta_curvature(model), jmeta.maml(model)
-    params, state = learner.init(KEY, images())
+    params, state = jax.jit(learner.init)(KEY, images())
     assert [m.shape for m in params["curvature"]["Conv_0"]["kernel"]] == [(9, 9), (2, 2), (3, 3)]
-    φ = learner.adapt(KEY, params, state, support).params
-    expected = maml.adapt(KEY, params["model"], state, support).params
+    φ = jax.jit(learner.adapt)(KEY, params, state, support).params
+    expected = jax.jit(maml.adapt)(KEY, params["model"], state, support).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), φ, expected)
 
 
@@ -205,8 +205,8 @@ def test_anil_and_boil_divide_the_parameters():
     model = jmeta.linen(jmeta.MLP(outputs=1, hidden=(4,)))
     for make, adapts in ((jmeta.anil, lambda path: "head" in path), (jmeta.boil, lambda path: "head" not in path)):
         learner = make(model, inner_rate=α, inner_steps=2, **MSE)
-        params, state = learner.init(KEY, task())
-        φ = learner.adapt(KEY, params, state, task().support).params
+        params, state = jax.jit(learner.init)(KEY, task())
+        φ = jax.jit(learner.adapt)(KEY, params, state, task().support).params
         for (path, before), after in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(φ), strict=True):
             same = np.array_equal(before, after)
             assert same != adapts(jax.tree_util.keystr(path)), path
@@ -218,7 +218,7 @@ def test_anil_and_boil_divide_the_parameters():
 def test_cavia_adapts_the_context_alone_and_starts_at_zero():
     model = jmeta.linen(jmeta.MLP(outputs=1, hidden=(4,), context=2))
     learner = jmeta.cavia(model, inner_rate=α, inner_steps=2, **MSE)
-    params, state = learner.init(KEY, task())
+    params, state = jax.jit(learner.init)(KEY, task())
     elsewhere = {**params, "context": params["context"] + 7.0}
     adapted, same = (learner.adapt(KEY, p, state, task().support).params for p in (params, elsewhere))
     jax.tree.map(np.testing.assert_array_equal, adapted, same)
@@ -335,11 +335,11 @@ def test_maml_plus_plus_refuses_what_cannot_be():
 def test_proto_maml_without_steps_is_a_prototypical_network():
     model = jmeta.linen(jmeta.MLP(outputs=None, hidden=(5,)))
     support = jmeta.Examples(task().support.inputs, jnp.eye(3).repeat(2, 0))
-    params, state = model.init(KEY, support.inputs)
+    params, state = jax.jit(model.init)(KEY, support.inputs)
     outputs = []
     for learner in (jmeta.proto_maml(model, inner_steps=0), jmeta.prototypical(model)):
-        adapted = learner.adapt(KEY, params, state, support)
-        outputs.append(jax.nn.log_softmax(learner.predict(KEY, adapted, task().query.inputs)))
+        adapted = jax.jit(learner.adapt)(KEY, params, state, support)
+        outputs.append(jax.nn.log_softmax(jax.jit(learner.predict)(KEY, adapted, task().query.inputs)))
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
 
 
@@ -357,7 +357,7 @@ def test_logistic_regression_is_at_its_minimum():
 def test_transfer_pre_trains_on_all_classes_and_adapts_to_new_ones():
     x = np.random.default_rng(0).normal(size=(40, 3))
     training = jmeta.from_arrays(x, np.repeat(np.arange(8), 5), batch=16)
-    pretraining = training.sample(KEY, training.data)
+    pretraining = jax.jit(training.sample)(KEY, training.data)
     assert pretraining.support == ()
     assert pretraining.query.targets.shape == (16, 8)
     model = jmeta.linen(jmeta.MLP(outputs=None, hidden=(5,)))
@@ -368,9 +368,9 @@ def test_transfer_pre_trains_on_all_classes_and_adapts_to_new_ones():
         (jmeta.linear_probe(model), True),
         (jmeta.baseline_plus_plus(model), True),
     ):
-        params, state = learner.init(KEY, pretraining)
+        params, state = jax.jit(learner.init)(KEY, pretraining)
         assert params["head"]["kernel"].shape == (5, 8)
-        adapted = learner.adapt(KEY, params, state, support)
+        adapted = jax.jit(learner.adapt)(KEY, params, state, support)
         assert adapted.params["head"]["kernel"].shape == (5, 3)
         same_body = jax.tree.map(np.array_equal, adapted.params["body"], params["body"])
         assert all(jax.tree.leaves(same_body)) == body_stays

@@ -1,5 +1,7 @@
 """Late fusion against NumPy, and at each of its ends against the learner that it is there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +30,13 @@ def task(shots=(2, 2, 2), told=(1, 1, 1), queries=5, seed=0):
     return jmeta.Task(Examples(x, targets, names), queries)
 
 
+@functools.cache
+def initial():
+    return jax.jit(LEARNER.init)(KEY, task())
+
+
 def start(worth=0.5):
-    params, state = LEARNER.init(KEY, task())
+    params, state = initial()
     return {**params, "worth": jnp.log(jnp.asarray(worth, jnp.float32)) / 20}, state
 
 

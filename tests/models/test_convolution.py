@@ -105,7 +105,7 @@ def test_transformed_gradients_are_those_of_lax(along, stack_x, stack_w, float64
 def test_vmap_over_any_axis(axes, float64):
     x, w = normal(0, (2, 5, 6, 2)), normal(1, (3, 3, 2, 3))
     x, w = (a if axis is None else jnp.stack([a, 2 * a], axis) for a, axis in zip((x, w), axes, strict=True))
-    assert_close(*(jax.vmap(conv, axes)(x, w) for conv in both((2, 1), "SAME")))
+    assert_close(*(jax.jit(jax.vmap(conv, axes))(x, w) for conv in both((2, 1), "SAME")))
 
 
 @pytest.mark.parametrize("pairs", [1, 3])

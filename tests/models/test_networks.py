@@ -40,7 +40,7 @@ def support_then_query(support, query, **options):
     """A `jmeta.linen` model sees the support, then the queries."""
     model = jmeta.linen(BatchNorm(**options))
     key = jax.random.key(0)
-    params, state = model.init(key, support)
+    params, state = jax.jit(model.init)(key, support)
     on_support, state = model.apply(key, params, state, support, train=True)
     on_query, _ = model.apply(key, params, state, query, train=False)
     return on_support, on_query, state
@@ -65,7 +65,7 @@ def test_per_task_batch_norm_normalises_queries_by_the_support():
 
 def test_per_task_batch_norm_forgets_the_task_before():
     model = jmeta.linen(BatchNorm("per_task"))
-    params, fresh = model.init(jax.random.key(0), SUPPORT)
+    params, fresh = jax.jit(model.init)(jax.random.key(0), SUPPORT)
     _, after_another = model.apply(jax.random.key(0), params, fresh, QUERY, train=True)
     once, again = (
         model.apply(jax.random.key(0), params, state, SUPPORT, train=True) for state in (fresh, after_another)
@@ -327,8 +327,8 @@ def test_group_norm_costs_what_batch_norm_costs():
 
     def cost(**options):
         learner = jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5, **options)))
-        task = source.sample(key, source.data)
-        params, state = learner.init(key, task)
+        task = jax.jit(source.sample)(key, source.data)
+        params, state = jax.jit(learner.init)(key, task)
         tasks = jax.tree.map(lambda x: x[None], task)
         program = jax.jit(jax.grad(lambda p: learner.objective(key, p, state, tasks)[0])).lower(params).compile()
         counted = program.cost_analysis()

@@ -133,7 +133,7 @@ def check_gradient(learner, params, state):
 def test_maml_answers_by_the_statistics_of_the_support_at_φ(library):
     model = MODELS[library]("per_task", 2)
     learner = jmeta.maml(model, inner_rate=0.5, inner_steps=2)
-    params, state = learner.init(KEY, task())
+    params, state = jax.jit(learner.init)(KEY, task())
     adapted = learner.adapt(KEY, params, state, task().support)
     z = embed(adapted.params, task().query.inputs, task().support.inputs) + norm_bias(adapted.params)
     expected = z @ leaf(adapted.params, "head", "kernel") + leaf(adapted.params, "head", "bias")
@@ -158,7 +158,7 @@ def prototype_loss(support, query):
 @pytest.mark.parametrize("library", MODELS)
 def test_prototypes_by_the_statistics_of_the_support(library):
     learner = jmeta.prototypical(MODELS[library]("per_task", None))
-    params, state = learner.init(KEY, task())
+    params, state = jax.jit(learner.init)(KEY, task())
     x, y = task().support.inputs, task().query.inputs
     logits, loss = prototype_loss(embed(params, x, x), embed(params, y, x))
     answers = learner.predict(KEY, learner.adapt(KEY, params, state, task().support), y)
@@ -170,7 +170,7 @@ def test_prototypes_by_the_statistics_of_the_support(library):
 def test_prototypes_by_moving_averages(library):
     """In training one batch of support and queries, which moves the averages; at test the averages, for both."""
     learner = jmeta.prototypical(MODELS[library]("running", None))
-    params, state = learner.init(KEY, task())
+    params, state = jax.jit(learner.init)(KEY, task())
     x, y = task().support.inputs, task().query.inputs
     both = np.concatenate([x, y])
     _, loss = prototype_loss(embed(params, x, both), embed(params, y, both))
@@ -199,7 +199,7 @@ def test_a_pre_trained_network_embeds_the_support_as_it_embeds_the_queries(make)
     frozen = make(model._replace(apply=always_at_test))
     learner = make(model)
     pretraining = jmeta.Task((), task().query)
-    params, state = learner.init(KEY, pretraining)
+    params, state = jax.jit(learner.init)(KEY, pretraining)
     _, (state, _) = learner.objective(KEY, params, state, jax.tree.map(lambda x: x[None], pretraining))
     outputs, expected = (
         each.predict(KEY, each.adapt(KEY, params, state, task().support), task().query.inputs)
