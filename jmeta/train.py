@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource
+from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.losses import check_classes, targets_needed
@@ -224,12 +224,12 @@ def _bar(steps: int, done: int) -> Iterator[Callable[[Metrics], None]]:
 
 def _drawn(
     learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
-) -> tuple[Key[Array, ""], Params, State, Task]:
+) -> tuple[Keys, Params, State, Task]:
     """What the next meta-step gives its objective."""
-    key, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
+    keys, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
         train_state, source.data
     )
-    return key, train_state.params, train_state.state, batch
+    return keys, train_state.params, train_state.state, batch
 
 
 def _is_true(answer: Any) -> bool:

@@ -13,6 +13,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"errors", "tree", "compilation", "files", "inputs"},
     {"masks", "metrics", "distances"},
     {"core"},
+    {"embedding"},
     {"losses"},
     {"inner"},
     {"adjoint"},

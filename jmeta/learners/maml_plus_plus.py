@@ -13,6 +13,7 @@ from jmeta.adjoint import exact, first_order
 from jmeta.core import (
     Adapted,
     Info,
+    Keys,
     MetaLearner,
     Model,
     Params,
@@ -194,9 +195,7 @@ def maml_plus_plus(
 
     one_program = last_step.objective if multi_step_loss == 0 else over_tasks(every_step)
 
-    def objective(
-        key: Key[Array, ""], params: Params, state: State, tasks: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+    def objective(key: Keys, params: Params, state: State, tasks: Task) -> tuple[Float[Array, ""], tuple[State, Info]]:
         value, (new, info) = one_program(key, params, state, tasks)
         return value, ({**new, "meta_step": state["meta_step"] + 1}, info)
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.distances import squared_euclidean
+from jmeta.embedding import embedded
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.adjoint import exact
-from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, keys_of, over_tasks
 from jmeta.errors import ConfigError, ModelError
 from jmeta.inner import Adjoint, InnerProblem
 from jmeta.rl.environment import Environment
@@ -167,9 +167,9 @@ def maml_rl(
         # as they are, so that a task counts by the return that is left to gain
         return Task(supports, experience(query_key, φ, state, task.support, False))
 
-    def collect_all(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
-        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        return lax.stop_gradient(jax.vmap(one_collect, (0, None, None, 0))(keys, params, state, tasks))
+    def collect_all(key: Keys, params: Params, state: State, tasks: Task) -> Task:
+        of_each = jax.vmap(one_collect, (0, None, None, 0))
+        return lax.stop_gradient(of_each(keys_of(key, tasks), params, state, tasks))
 
     def one_task(
         key: Key[Array, ""], params: Params, state: State, task: Task

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, keys_of, over_tasks
 from jmeta.errors import ConfigError, ModelError
 from jmeta.rl.environment import Environment, flat_observation
 from jmeta.rl.policy_gradients import clipped_surrogate, generalized_advantage, moments, step_mean
@@ -160,9 +160,8 @@ def rl2(
         advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace, beyond)
         return Trial(environment, steps, advantages, advantages + values)
 
-    def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
-        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        trials = jax.vmap(one_trial, (0, None, None, 0))(keys, params, state, tasks.support)
+    def collect(key: Keys, params: Params, state: State, tasks: Task) -> Task:
+        trials = jax.vmap(one_trial, (0, None, None, 0))(keys_of(key, tasks), params, state, tasks.support)
         mean, deviation = moments(trials.advantages, trials.steps.alive)
         return lax.stop_gradient(Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8))))
 
