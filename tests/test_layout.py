@@ -11,6 +11,7 @@ import jmeta
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
     {"errors", "tree", "compilation", "files", "inputs"},
+    {"devices"},
     {"masks", "metrics", "distances"},
     {"core"},
     {"embedding"},

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, keys_of, over_tasks
+from jmeta.devices import total
 from jmeta.errors import ConfigError, ModelError
 from jmeta.rl.environment import Environment, flat_observation
 from jmeta.rl.policy_gradients import clipped_surrogate, generalized_advantage, moments, step_mean
@@ -162,7 +163,7 @@ def rl2(
 
     def collect(key: Keys, params: Params, state: State, tasks: Task) -> Task:
         trials = jax.vmap(one_trial, (0, None, None, 0))(keys_of(key, tasks), params, state, tasks.support)
-        mean, deviation = moments(trials.advantages, trials.steps.alive)
+        mean, deviation = moments(trials.advantages, trials.steps.alive, total)
         return lax.stop_gradient(Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8))))
 
     def one_task(
