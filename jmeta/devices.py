@@ -30,6 +30,27 @@ def devices_of(mesh: Any) -> int:
     return mesh.shape[AXIS]
 
 
+def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
+    """The mesh of so many devices, of a CPU as well as long as JAX has not started; None for one device.
+
+    Args:
+        devices: how many; None is 1.
+
+    Returns:
+        A mesh with an axis `tasks`.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if devices is None or devices == 1:
+        return None
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", devices)
+    if jax.device_count() < devices:
+        raise ConfigError(f"there are {jax.device_count()} devices, not {devices}; ask for at most as many.")
+    return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
 def share(mesh: Mesh | None, tasks: int) -> int:
     """The tasks of each device; raises `ConfigError` where they are not equally many."""
     devices = devices_of(mesh)
@@ -59,6 +80,16 @@ def on_mesh(mesh: jax.sharding.Mesh | None) -> Iterator[jax.sharding.Mesh | None
 def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
     """The arrays on each device of the mesh, so that they are not copied there again for each call."""
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, WHOLE))
+
+
+def on_one_device(tree: PyTree) -> PyTree:
+    """The arrays that lie on several devices, on the first of them alone; all others as they are."""
+
+    def moved(x: Any) -> Any:
+        many = isinstance(x, jax.Array) and len(x.devices()) > 1
+        return jax.device_put(x, jax.devices()[0]) if many else x
+
+    return jax.tree.map(moved, tree)
 
 
 def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: Any) -> Callable[[Any, Any], Any]:

@@ -1,6 +1,7 @@
 """Tasks over the devices of a mesh; that every learner has the numbers of one device is in test_conformance."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 from jax.sharding import AxisType
 
 import jmeta
+from jmeta.cli import main
 from jmeta.devices import devices_of
+from jmeta.runs.run import read_rows
 
 KEY = jax.random.key(0)
 TASKS = 4
@@ -196,3 +199,30 @@ def test_eight_devices():
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=500)
     assert done.stdout == "equal\n", done.stderr
+
+
+def test_a_run_on_devices_goes_on_with_as_many(tmp_path, capsys):
+    """`--devices` is recorded, gives the numbers of one device, and is kept."""
+    flags = ["train", "--learner", "maml", "--data", "sinusoid", "--tasks", "4", "--no-report"]
+    rows = {}
+    for devices in ("1", "2"):
+        out = tmp_path / devices
+        main([*flags, "--steps", "4", "--devices", devices, "--out", str(out)])
+        rows[devices] = read_rows(out)[-1]
+        assert json.loads((out / "config.json").read_text())["devices"] == int(devices)
+    for name in ("loss", "validation"):
+        assert rows["2"][name] == pytest.approx(rows["1"][name], rel=1e-4)
+    main(["train", "--resume", "--no-report", "--steps", "6", "--out", str(out)])
+    assert read_rows(out)[-1]["step"] == 6
+    evaluated = f"import jmeta; print(jmeta.load({str(out)!r}).evaluate(episodes=3)['episodes'])"
+    alone = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run([sys.executable, "-c", evaluated], env=alone, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "3\n", done.stderr
+    for refused, sentence in (
+        (["--resume", "--devices", "1", "--out", str(out)], "was trained with --devices 2, not 1"),
+        ([*flags[1:], "--devices", "3", "--out", str(tmp_path / "3")], "there are 2 devices, not 3; ask for at most"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", *refused])
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "3").exists()

@@ -102,6 +102,8 @@ class Train:
     """Of a table: the column that says which task a row belongs to."""
     target: _OwnName = None
     """Of a table: the column to predict."""
+    devices: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 1)")] = None
+    """Devices over which the tasks of a meta-step are divided; of a CPU its cores."""
     patience: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: no end)")] = None
     """End after so many validations, of 20 in a run, without a better one."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: by --steps)")] = None

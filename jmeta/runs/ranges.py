@@ -18,6 +18,7 @@ _COUNTS: Mapping[str, tuple[int, int]] = {
     "inner_steps": (0, 100_000),
     "test_inner_steps": (0, 100_000),
     "batch": (1, 10_000_000),
+    "devices": (1, 100_000),
     "patience": (1, 1_000_000_000),
     "seed": (0, 2**32 - 1),
     "split_seed": (0, 2**32 - 1),

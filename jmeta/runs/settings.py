@@ -99,6 +99,7 @@ class Config:
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of data of one's own, see `read_own`
     patience: int | None = None
+    devices: int | None = None
     version: int = VERSION
 
     @property
