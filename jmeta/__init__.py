@@ -4,7 +4,7 @@ from jmeta.adjoint import exact, first_order, implicit, mixed_mode, truncated
 from jmeta.bilevel import bilevel
 from jmeta.calibration import calibrate
 from jmeta.compilation import compiler_options
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, embedded, episodic, over_tasks
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
 from jmeta.data.embeddings import from_embeddings
@@ -23,6 +23,7 @@ from jmeta.distances import (
     mahalanobis,
     squared_euclidean,
 )
+from jmeta.embedding import embedded
 from jmeta.errors import (
     CheckpointError,
     ConfigError,

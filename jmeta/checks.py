@@ -1,5 +1,7 @@
 """What is told before anything compiles: tasks, numbers, parameters and memory that do not fit."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -84,6 +86,20 @@ def check_concrete(name: str, help_: str, *trees: PyTree) -> None:
         raise ConfigError(f"{name} is a loop of Python, which jit, vmap and grad cannot look into; {help_}.")
 
 
+@contextlib.contextmanager
+def _a_key_for_each() -> Iterator[None]:
+    """Raises `ModelError` where a learner splits or draws from the keys of the tasks as if they were one."""
+    try:
+        yield
+    except ValueError as error:
+        if "accepts a single key" not in str(error):
+            raise
+        raise ModelError(
+            "the objective or collect of the learner takes the keys of its tasks, [tasks], for a single one; write it "
+            "for one task, jmeta.over_tasks(one_task), or give each task its own under jax.vmap."
+        ) from error
+
+
 def check_gradient(learner: MetaLearner, params: Params, state: State, source: TaskSource) -> None:
     """Traces the meta-gradient without computing it, so that what does not fit is told before anything compiles."""
     reached = []
@@ -99,9 +115,10 @@ def check_gradient(learner: MetaLearner, params: Params, state: State, source: T
     watched.defvjp(lambda params: (params, None), backward)
 
     def objective(params: Params, key: Key[Array, ""], data: PyTree) -> Array:
-        task = source.sample(key, data)
-        batch = learner.collect(key, params, state, jax.tree.map(lambda x: x[None], task))
-        value = learner.objective(key, watched(params), state, batch)[0]
+        keys, task = jax.tree.map(lambda x: x[None], (key, source.sample(key, data)))
+        with _a_key_for_each():
+            batch = learner.collect(keys, params, state, task)
+            value = learner.objective(keys, watched(params), state, batch)[0]
         if value.shape != ():
             raise ModelError(f"the objective has shape {list(value.shape)}; it must be a scalar: take the mean.")
         return value

@@ -100,10 +100,11 @@ class Adapted(NamedTuple):
     optimiser_state: PyTree = ()
 
 
-Objective = Callable[[Key[Array, ""], Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
+Keys: TypeAlias = Key[Array, "..."]  # one for each task, or a single one, which `keys_of` splits
+Objective = Callable[[Keys, Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
 
 
-def _as_they_are(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
+def _as_they_are(keys: Keys, params: Params, state: State, tasks: Task) -> Task:
     return tasks
 
 
@@ -114,9 +115,10 @@ class MetaLearner(NamedTuple):
         init: `(key, task) -> (params, state)`: θ, which the outer optimiser trains, and a state that is carried.
         adapt: `(key, params, state, support) -> Adapted`: one task, sees the support only.
         predict: `(key, adapted, inputs) -> outputs`: one task.
-        objective: `(key, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks; what `jax.grad`
-            differentiates in θ.
-        collect: `(key, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn
+        objective: `(keys, params, state, tasks) -> (scalar, (state, info))`: a batch of tasks and a key for each, so
+            that what a task draws does not depend on those beside it; what `jax.grad` differentiates in θ.
+            `jmeta.over_tasks` makes it from that of one task, and splits a single key where it is given one.
+        collect: `(keys, params, state, tasks) -> tasks`: what the objective gets in place of a batch of tasks, drawn
             once a step at the θ before the update: trajectories, in reinforcement learning. Default: the tasks.
     """
 
@@ -124,7 +126,7 @@ class MetaLearner(NamedTuple):
     adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted]
     predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
     objective: Objective
-    collect: Callable[[Key[Array, ""], Params, State, Task], Task] = _as_they_are
+    collect: Callable[[Keys, Params, State, Task], Task] = _as_they_are
 
 
 class TaskSource(NamedTuple):
@@ -196,147 +198,9 @@ def episodic(
     return MetaLearner(init, checked_adapt, predict, over_tasks(one_task))
 
 
-def embedded(
-    model: Model,
-    init: Callable[[Key[Array, ""], Task], tuple[Params, State]],
-    adapt: Callable[[Key[Array, ""], Params, State, PyTree], Adapted],
-    predict: Callable[[Key[Array, ""], Adapted, PyTree], PyTree],
-    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
-    *,
-    part: str | None = "model",
-) -> MetaLearner:
-    """A learner that compares embeddings, from functions of embeddings: f_θ itself is applied here alone.
-
-    How f_θ sees the examples goes by its state:
-
-    * without statistics, or with those of each batch by itself: support and queries one after the other; random parts
-      (dropout) are on in training, off at test.
-    * moving averages, `"batch_stats"`: support and queries of a training task are one batch, which moves the averages;
-      at test the averages normalise both.
-    * statistics of the support, `"task_stats"`: the support sets them, and the queries are normalised by them.
-
-    Args:
-        model: f_θ.
-        init: `(key, task) -> (params, state)`.
-        adapt: `(key, params, state, support) -> Adapted`, where `support.inputs` are embeddings `[n, ...]`;
-            `Adapted.params` is a tuple that begins with the `params` it was given.
-        predict: `(key, adapted, embeddings) -> outputs`.
-        loss: `(outputs, targets) -> scalar`.
-        part: the entry of parameters and state that is the network's own; None where they are nothing else.
-
-    Returns:
-        The learner.
-
-    Raises:
-        ModelError: `model` is no `Model`; from `init` and `fit`, it ends in a head of at most as many outputs as ways.
-
-    Example:
-        >>> import jax, jmeta
-        >>> model = jmeta.linen(jmeta.MLP(outputs=None))
-        >>> learner = jmeta.embedded(  # the nearest example
-        ...     model,
-        ...     init=lambda key, task: model.init(key, task.support.inputs),
-        ...     adapt=lambda key, params, state, support: jmeta.Adapted((params, support.inputs), state, {}),
-        ...     predict=lambda key, adapted, z: -jmeta.squared_euclidean(z, adapted.params[1]),
-        ...     loss=jmeta.softmax_cross_entropy,
-        ...     part=None,
-        ... )
-
-    Reference: Snell et al. 2017, "Prototypical Networks for Few-shot Learning", whose code makes one batch of support
-    and queries of a training task.
-    """
-    check_model(model)
-
-    def own(tree: PyTree) -> PyTree:
-        return tree if part is None else tree[part]
-
-    def embeddings(
-        key: Key[Array, ""], params: Params, state: State, examples: Any, train: bool
-    ) -> tuple[PyTree, State]:
-        z, new = outputs_of(model, key, own(params), own(state), examples, train=train)
-        return z, new if part is None else {**state, part: new}
-
-    def checked_init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        params, state = init(key, task)
-        head, ways = own(params), task.support.targets.shape[-1]
-        head = jax.tree.leaves(head.get("head", ())) if isinstance(head, Mapping) else []
-        if head and head[0].shape[-1] <= ways:
-            raise ModelError(
-                f"the network ends in a head of {head[0].shape[-1]} outputs for tasks of {ways} ways, where embeddings "
-                "are compared; make it without one: jmeta.Conv4(outputs=None)."
-            )
-        return params, state
-
-    def answer(key: Key[Array, ""], params: Params, state: State, support: PyTree, train: bool) -> Adapted:
-        embed_key, adapt_key = jax.random.split(key)
-        z, state = embeddings(embed_key, params, state, support, train)
-        return adapt(adapt_key, params, state, support._replace(inputs=z))
-
-    def whole_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
-        check_examples("support", support)
-        return answer(key, params, state, support, train=has_statistics(own(state), "task_stats"))
-
-    def whole_predict(key: Key[Array, ""], adapted: Adapted, inputs: PyTree) -> PyTree:
-        embed_key, predict_key = jax.random.split(key)
-        z, _ = model.apply(embed_key, own(adapted.params[0]), own(adapted.state), inputs, train=False)
-        return predict(predict_key, adapted, z)
-
-    def one_task(
-        key: Key[Array, ""], params: Params, state: State, task: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        embed_key, adapt_key, predict_key = jax.random.split(key, 3)
-        support, query = task.support, task.query
-        check_examples("support", support)
-        if has_statistics(own(state), "batch_stats"):
-            z, state = embeddings(embed_key, params, state, _one_batch(support, query), train=True)
-            n = len(support.targets)
-            adapted = adapt(adapt_key, params, state, support._replace(inputs=z[:n]))
-            z = z[n:]
-        else:
-            adapted = answer(adapt_key, params, state, support, train=True)
-            by_support = has_statistics(own(state), "task_stats")
-            z, _ = embeddings(embed_key, params, adapted.state, query, train=not by_support)
-        outputs = predict(predict_key, adapted, z)
-        return measured(loss, outputs, query), (adapted.state, adapted.info)
-
-    return MetaLearner(checked_init, whole_adapt, whole_predict, over_tasks(one_task))
-
-
-def at_test(model: Model) -> Model:
-    """A pre-trained network that learns nothing more: its averages normalise the support as they do the queries.
-
-    Random parts are off; statistics of the support, `"task_stats"`, are still set by it.
-
-    Args:
-        model: the network.
-
-    Returns:
-        The network, for which `train` makes no other difference.
-    """
-
-    def apply(
-        key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, **mask: Any
-    ) -> tuple[PyTree, State]:
-        train = train and has_statistics(state, "task_stats")
-        return model.apply(key, params, state, inputs, train=train, **mask)
-
-    return model._replace(apply=apply)
-
-
 def has_statistics(state: State, kind: str) -> bool:
     """Whether the state of a network holds statistics of a kind, `"batch_stats"` or `"task_stats"`."""
     return any(kind in path_name(path).split("/") for path, _ in jax.tree.leaves_with_path(state))
-
-
-def _one_batch(support: Any, query: Any) -> Examples:
-    """The inputs of both, and which of their rows are there."""
-    inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support.inputs, query.inputs)
-    masks = [getattr(examples, "mask", ()) for examples in (support, query)]
-    if all(isinstance(mask, tuple) for mask in masks):
-        return Examples(inputs, ())
-    rows = [jnp.ones(len(examples.targets), bool) for examples in (support, query)]
-    known = [row if isinstance(mask, tuple) else mask for mask, row in zip(masks, rows, strict=True)]
-    return Examples(inputs, (), mask=jnp.concatenate(known))
 
 
 def outputs_of(
@@ -401,9 +265,9 @@ def over_tasks(one_task: Objective) -> Objective:
         one_task: `(key, params, state, task) -> (scalar, (state, info))`.
 
     Returns:
-        The same of a batch of tasks: the mean of the scalars. The state after a batch is the mean over tasks of each
-        floating leaf, which for moving averages is the moving average of the mean statistics; other leaves are taken
-        from the first task. `info` holds the mean over tasks of each entry.
+        The same of a batch of tasks, with a key for each or one to split: the mean of the scalars. The state after a
+        batch is the mean over tasks of each floating leaf, which for moving averages is the moving average of the mean
+        statistics; other leaves are taken from the first task. `info` holds the mean over tasks of each entry.
 
     Example:
         >>> import jax, jax.numpy as jnp, jmeta
@@ -412,14 +276,18 @@ def over_tasks(one_task: Objective) -> Objective:
         1.5
     """
 
-    def objective(
-        key: Key[Array, ""], params: Params, state: State, tasks: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
-        keys = jax.random.split(key, jax.tree.leaves(tasks)[0].shape[0])
+    def objective(key: Keys, params: Params, state: State, tasks: Task) -> tuple[Float[Array, ""], tuple[State, Info]]:
+        keys = keys_of(key, tasks)
         losses, (states, info) = jax.vmap(one_task, in_axes=(0, None, None, 0))(keys, params, state, tasks)
         return widened(losses).mean(), (mean_over_tasks(states), mean_over_tasks(info))
 
     return objective
+
+
+def keys_of(key: Keys, tasks: PyTree) -> Key[Array, "tasks"]:
+    """A key for each task of a batch: those that are given, or those that a single one is split into."""
+    single = 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1  # axes of a key, of the old kind one
+    return key if key.ndim > single else jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
 
 
 def check_examples(name: str, examples: PyTree) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from jmeta.core import MetaLearner, Params, State, Task
+from jmeta.core import Keys, MetaLearner, Params, State, Task, keys_of
 from jmeta.tree import path_name, widened
 
 
-def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: State, tasks: Task) -> str:
+def diagnosis(learner: MetaLearner, key: Keys, params: Params, state: State, tasks: Task) -> str:
     """Which part of a meta-step is not finite, in which tasks and leaves, and what helps: two halves of a sentence.
 
     Looks, in this order, at the tasks, at θ, and task by task at the inner loss, the loss and the gradient; what is
@@ -19,7 +19,7 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
 
     Args:
         learner: the meta-learner.
-        key: of the objective.
+        key: of the objective, for each task or to split.
         params: θ before the step.
         state: the learner's state before the step.
         tasks: the batch that `collect` gave, with its leading task axis.
@@ -38,7 +38,7 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
         >>> diagnosis(learner, jax.random.key(2), params, state, tasks).partition(":")[0]
         "'support/inputs' of task 0 is not finite"
     """
-    count = len(jax.tree.leaves(tasks)[0])
+    keys = keys_of(key, tasks)
     if part := broken_part(tasks):
         return f"{part}; repair the data, or leave such tasks out by skip_nonfinite=True"
     for name, tree in (("θ", params), ("the state", state)):
@@ -50,8 +50,8 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
         return without
 
     @jax.jit
-    def one(task: Task) -> Any:
-        batch = jax.tree.map(lambda x: x[None], task)
+    def one(key: Keys, task: Task) -> Any:
+        key, batch = jax.tree.map(lambda x: x[None], (key, task))
         return jax.value_and_grad(learner.objective, argnums=1, has_aux=True)(key, params, state, batch)
 
     found: dict[str, list[int]] = {}
@@ -61,8 +61,8 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
         found.setdefault(part, []).append(task)
         words.setdefault(part, detail)
 
-    for i in range(count):
-        (loss, (_, info)), gradient = one(jax.tree.map(lambda x: x[i], tasks))  # noqa: B023
+    for i in range(len(keys)):
+        (loss, (_, info)), gradient = one(*jax.tree.map(lambda x: x[i], (keys, tasks)))  # noqa: B023
         inner = _broken(info["inner_loss"]) if "inner_loss" in info else None
         leaf = next((_leaf(p, x) for p, x in jax.tree.leaves_with_path(gradient) if _broken(x) is not None), None)
         if inner is not None:
@@ -76,7 +76,7 @@ def diagnosis(learner: MetaLearner, key: Key[Array, ""], params: Params, state: 
     for part in ("the inner loss", "the loss of the queries", "the gradient"):
         if part in found:
             which = f"task {found[part][0]}" if len(found[part]) == 1 else f"{len(found[part])} tasks"
-            return f"{part} of {which} of {count} is not finite{words[part]}"
+            return f"{part} of {which} of {len(keys)} is not finite{words[part]}"
     low = [_leaf(p, x) for p, x in jax.tree.leaves_with_path(params) if x.dtype.itemsize < 4]
     where = f", as can be in low precision: {low[0]}" if low else ""
     return f"loss and gradient of each task are finite, and their mean or the update is not{where}; {_lower('outer')}"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
+from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
 from jmeta.losses import (
@@ -43,6 +44,7 @@ def evaluate(
     metric: Metric | Mapping[str, Metric] = accuracy,
     details: bool = False,
     skip_nonfinite: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
     """Adapts to unseen tasks and measures the answers to their queries.
 
@@ -61,6 +63,8 @@ def evaluate(
             once: a dict of them, or one that gives a dict of scalars.
         details: whether to tell which classes and rows are mistaken.
         skip_nonfinite: whether episodes with a metric that is not finite are left out and counted.
+        mesh: devices over which the episodes are divided, `jax.make_mesh((8,), ("tasks",))`, any number of them; the
+            episodes are the same. Default: one device.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
@@ -77,7 +81,8 @@ def evaluate(
     Raises:
         ModelError: the model does not fit the tasks, the metric not the targets (accuracy of a regression), or a metric
             gives more than one number a task.
-        ConfigError: a metric that cannot be compiled, or details of a source that tells no classes.
+        ConfigError: a metric that cannot be compiled, details of a source that tells no classes, or a mesh without an
+            axis `tasks`.
         NonFiniteError: no episode is finite, of which `skip_nonfinite` shall leave out those that are not.
 
     Warns:
@@ -101,7 +106,8 @@ def evaluate(
     metrics: dict[str, Metric] = dict(metric) if isinstance(metric, Mapping) else {main: metric}
     if metric is accuracy:  # of a classifier it is reported as well how sure it is
         metrics |= {one.__name__: one for one in (negative_log_likelihood, expected_calibration_error)}
-    asked = partial(_found, key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
+    given = (key, learner, params, state, source, metrics)
+    asked = partial(_found, *given, episodes=episodes, task_chunk=task_chunk, mesh=mesh)
 
     found = asked(details=details)
     if not (fits := np.asarray(found["fits"])).all():
@@ -124,7 +130,9 @@ def evaluate(
     results: dict[str, Any] = {}
     for name, (mean, half_width) in intervals(found["values"]).items():
         results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
-    transductive = bool(compiled(_transductive)(key, params, state, source.data, learner=learner, sample=source.sample))
+    with on_mesh(mesh) as inside:
+        one = replicated(inside, (key, params, state, source.data))
+        transductive = bool(compiled(_transductive)(*one, learner=learner, sample=source.sample))
     for name, (mean, half_width) in intervals(asked(alone=True)["values"]).items() if transductive else ():
         alone = "alone" if name == main else f"{name}_alone"
         results |= {alone: mean, f"{alone}_ci95": half_width}
@@ -184,27 +192,28 @@ def _found(
     task_chunk: int | None = None,
     alone: bool = False,
     details: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
     """Of each episode the values of the metrics, whether its targets are what they need, and its answers."""
     check_counts(episodes=episodes, task_chunk=task_chunk)
     check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
     task = jax.eval_shape(source.sample, key, source.data)
     check_task(task)
-    chunk = min(episodes, task_chunk or default_chunk(task, 32))
+    chunk = min(-(-episodes // devices_of(mesh)), task_chunk or default_chunk(task, 32))
     check_memory(task, chunk)
-    return compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-        key,
-        params,
-        state,
-        source.data,
-        learner=learner,
-        sample=source.sample,
-        episodes=episodes,
-        chunk=chunk,
-        metrics=tuple(metrics.items()),
-        alone=alone,
-        details=details,
-    )
+    with on_mesh(mesh) as mesh:
+        found = compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
+            *replicated(mesh, (key, params, state, source.data)),
+            learner=learner,
+            sample=source.sample,
+            episodes=episodes,
+            chunk=chunk,
+            metrics=tuple(metrics.items()),
+            alone=alone,
+            details=details,
+            mesh=mesh,
+        )
+        return found if mesh is None else jax.tree.map(lambda x: np.asarray(x)[:episodes], found)
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
@@ -235,8 +244,9 @@ def _evaluate(
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
     details: bool,
+    mesh: Mesh | None,
 ) -> dict[str, Any]:
-    def episode(key: Key[Array, ""]) -> dict[str, Any]:
+    def episode(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> dict[str, Any]:
         sample_key, adapt_key, predict_key = jax.random.split(key, 3)
         task = sample(sample_key, data)
         adapted = learner.adapt(adapt_key, params, state, task.support)
@@ -257,7 +267,13 @@ def _evaluate(
         fits = are_classes(task.query.targets) if needed else jnp.asarray(True)
         return {"values": values, "fits": fits, "answers": _answers(outputs, task) if details else ()}
 
-    return lax.map(episode, jax.random.split(key, episodes), batch_size=None if chunk == 1 else chunk)
+    def each(keys: Key[Array, "n"], given: tuple[Params, State, PyTree]) -> dict[str, Any]:
+        return lax.map(lambda key: episode(key, *given), keys, batch_size=None if chunk == 1 else chunk)
+
+    keys = jax.random.split(key, episodes)
+    if missing := -episodes % devices_of(mesh):  # each device the same number: some again, of which nothing is read
+        keys = keys[jnp.arange(episodes + missing) % episodes]
+    return over_devices(mesh, each, DIVIDED)(keys, (params, state, data))
 
 
 class _Answers(NamedTuple):

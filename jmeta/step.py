@@ -10,7 +10,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
+from jmeta.devices import DIVIDED, WHOLE, Mesh, averaged, over_devices, share
 from jmeta.errors import ConfigError, JmetaError
 from jmeta.inner import descend
 from jmeta.tree import widened
@@ -45,6 +46,7 @@ def make_step(
     tasks: int = 32,
     task_chunk: int | None = None,
     skip_nonfinite: bool = False,
+    mesh: Mesh | None = None,
 ) -> Step:
     """One meta-step, from sampling to update, as a function for `jax.lax.scan`.
 
@@ -63,12 +65,16 @@ def make_step(
             sinusoids all), elsewhere all.
         skip_nonfinite: whether tasks whose loss or gradient is not finite are left out, one after the other being
             looked at; `info["skipped"]` counts them.
+        mesh: a mesh with an axis `tasks`, over whose devices the tasks are divided. Each device draws, adapts and
+            differentiates its own, and the mean of all updates θ, which lies on each of them: the numbers are those of
+            one device, up to the order of sums. Default: one device.
 
     Returns:
         `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
 
     Raises:
-        ConfigError: `task_chunk` does not divide `tasks`.
+        ConfigError: `task_chunk` does not divide `tasks`, or those of a device; a mesh without an axis `tasks`, or
+            whose devices do not divide them.
 
     Example:
         >>> import jax, jmeta, optax
@@ -80,20 +86,18 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
-    whole, value_and_gradient = _in_chunks(learner.objective, tasks, task_chunk)
-    if skip_nonfinite:
-        value_and_gradient = _of_finite_tasks(learner.objective)
+    objective, value_and_gradient = _divided(learner.objective, tasks, task_chunk, skip_nonfinite, mesh)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
-        objective_key, batch = draw(learner, source, carry, tasks)
-        (loss, (state, info)), gradient = value_and_gradient(objective_key, carry.params, carry.state, batch)
-        objective = _of_kept_tasks(learner.objective, info["kept"]) if skip_nonfinite else whole
+        keys, batch = draw(learner, source, carry, tasks, mesh)
+        here = (carry.params, carry.state)
+        ((loss, (state, info)), gradient), kept = value_and_gradient((keys, batch), here)
+        gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, carry.params)
         if skip_nonfinite:
-            info = {**info, "skipped": tasks - info["kept"].sum(dtype=jnp.float32)}
-            del info["kept"]
+            info = {**info, "skipped": tasks - kept.sum(dtype=jnp.float32)}
 
         def value_and_info(params: Params) -> tuple[Float[Array, ""], Info]:
-            value, (_, info) = objective(objective_key, params, carry.state, batch)
+            value, (_, info) = objective((keys, batch, kept), (params, carry.state))
             return value, info
 
         # optimisers refuse arguments that they do not know: L-BFGS this one, SAM all
@@ -119,114 +123,144 @@ def make_step(
     return step
 
 
-def draw(learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int) -> tuple[Key[Array, ""], Task]:
-    """The key of the objective and the tasks of the next meta-step, collected."""
+def draw(
+    learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int, mesh: Mesh | None = None
+) -> tuple[Keys, Task]:
+    """The tasks of the next meta-step, collected, and a key for the objective of each."""
     sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
-    batch = jax.vmap(source.sample, in_axes=(0, None))(jax.random.split(sample_key, tasks), source.data)
     # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
-    collect_key = jax.random.fold_in(objective_key, 0)
-    return objective_key, learner.collect(collect_key, carry.params, carry.state, batch)
+    of_each = (sample_key, jax.random.fold_in(objective_key, 0), objective_key)
+    sample_keys, collect_keys, keys = (jax.random.split(key, tasks) for key in of_each)
+
+    def collected(keys: tuple[Keys, Keys], given: tuple[Params, State, PyTree]) -> Task:
+        params, state, data = given
+        batch = jax.vmap(source.sample, in_axes=(0, None))(keys[0], data)
+        return learner.collect(keys[1], params, state, batch)
+
+    collect = over_devices(mesh, collected, DIVIDED)
+    return keys, collect((sample_keys, collect_keys), (carry.params, carry.state, source.data))
+
+
+def _divided(
+    objective: Any, tasks: int, task_chunk: int | None, skip_nonfinite: bool, mesh: Mesh | None
+) -> tuple[Any, Any]:
+    """The objective as a mean over all tasks, and its value and gradient with which of the tasks it is the mean of."""
+    own = share(mesh, tasks)
+    if task_chunk is not None and (task_chunk < 1 or own % task_chunk):
+        of = "" if mesh is None else " of each device"
+        raise ConfigError(f"task_chunk {task_chunk} does not divide {own} tasks{of}; choose a divisor.")
+    chunked, chunked_gradient = _in_chunks(objective, own, task_chunk)
+    finite, finite_gradient = _of_kept_tasks(objective), _of_finite_tasks(objective)
+
+    def value(part: tuple[Keys, Task, Array], here: tuple[Params, State]) -> Any:
+        keys, batch, kept = part
+        if skip_nonfinite:
+            return averaged(finite(kept, keys, *here, batch), kept.sum())
+        return averaged(chunked(keys, *here, batch), 1)
+
+    def value_and_gradient(part: tuple[Keys, Task], here: tuple[Params, State]) -> Any:
+        keys, batch = part
+        if skip_nonfinite:
+            values, kept = finite_gradient(keys, *here, batch)
+            return averaged(values, kept.sum()), kept
+        return averaged(chunked_gradient(keys, *here, batch), 1), jnp.ones(len(keys), bool)
+
+    # the gradient is taken on each device and then averaged; that of the value is taken from outside
+    return over_devices(mesh, value, WHOLE), over_devices(mesh, value_and_gradient, (WHOLE, DIVIDED))
 
 
 def _in_chunks(objective: Any, tasks: int, task_chunk: int | None) -> tuple[Any, Any]:
     """The objective as a mean over chunks of tasks, and its value and gradient, accumulated in a scan."""
-    if task_chunk is not None and (task_chunk < 1 or tasks % task_chunk):
-        raise ConfigError(f"task_chunk {task_chunk} does not divide {tasks} tasks; choose a divisor.")
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
 
-    def chunks_of(key: Key[Array, ""], batch: Task) -> tuple[Array, Task] | None:
+    def chunks_of(keys: Keys, batch: Task) -> tuple[Keys, Task] | None:
         chunk = task_chunk or default_chunk(jax.tree.map(lambda x: x[0], batch), tasks)
-        if chunk == tasks:
-            return None
-        chunks = tasks // chunk
-        return jax.random.split(key, chunks), jax.tree.map(lambda x: x.reshape(chunks, chunk, *x.shape[1:]), batch)
+        return None if chunk == tasks else _in_parts(tasks // chunk, keys, batch)
 
-    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
-        parts = chunks_of(key, batch)
+    def mean(keys: Keys, params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(keys, batch)
         if parts is None:
-            return objective(key, params, state, batch)
+            return objective(keys, params, state, batch)
 
         @jax.checkpoint  # who differentiates this keeps one chunk at a time
-        def one(_: None, key_and_chunk: tuple[Array, Task]) -> tuple[None, Any]:
-            key, part = key_and_chunk
-            return None, objective(key, params, state, part)
+        def one(_: None, part: tuple[Keys, Task]) -> tuple[None, Any]:
+            return None, objective(part[0], params, state, part[1])
 
         return mean_over_tasks(lax.scan(one, None, parts)[1])
 
-    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
-        parts = chunks_of(key, batch)
+    def accumulated(keys: Keys, params: Params, state: State, batch: Task) -> Any:
+        parts = chunks_of(keys, batch)
         if parts is None:
-            return value_and_grad(key, params, state, batch)
+            return value_and_grad(keys, params, state, batch)
         chunks = len(parts[0])
 
-        def add(total: PyTree, key_and_chunk: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info]]:
-            key, part = key_and_chunk
-            (loss, aux), gradient = value_and_grad(key, params, state, part)
+        def add(total: PyTree, part: tuple[Keys, Task]) -> tuple[PyTree, tuple[State, Info]]:
+            (loss, aux), gradient = value_and_grad(part[0], params, state, part[1])
             return jax.tree.map(lambda a, b: a + b / chunks, total, widened((loss, gradient))), aux
 
-        first = jax.tree.map(lambda x: x[0], parts[1])
-        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, first)
+        first_keys, first = jax.tree.map(lambda x: x[0], parts)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, first_keys, params, state, first)
         zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
         (loss, total), aux = lax.scan(add, zero, parts)
         return (loss, mean_over_tasks(aux)), jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
 
-    return averaged, accumulated
+    return mean, accumulated
 
 
-def _one_by_one(key: Key[Array, ""], batch: Task) -> tuple[Array, Task]:
-    tasks = len(jax.tree.leaves(batch)[0])
-    return jax.random.split(key, tasks), jax.tree.map(lambda x: x[:, None], batch)
+def _in_parts(parts: int, keys: Keys, batch: Task) -> tuple[Keys, Task]:
+    """Keys and tasks, divided into parts along a new leading axis."""
+    return jax.tree.map(lambda x: x.reshape(parts, len(x) // parts, *x.shape[1:]), (keys, batch))
 
 
 def _of_finite_tasks(objective: Any) -> Any:
-    """Value and gradient of an objective as the mean over those tasks of which both are finite; `info["kept"]`."""
+    """Value and gradient of an objective, summed over those tasks of which both are finite, and which those are."""
     value_and_grad = jax.value_and_grad(objective, argnums=1, has_aux=True)
 
-    def accumulated(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
-        def add(total: PyTree, key_and_task: tuple[Array, Task]) -> tuple[PyTree, tuple[State, Info, Array]]:
-            (loss, (new, info)), gradient = value_and_grad(key_and_task[0], params, state, key_and_task[1])
+    def accumulated(keys: Keys, params: Params, state: State, batch: Task) -> Any:
+        def add(total: PyTree, part: tuple[Keys, Task]) -> tuple[PyTree, tuple[State, Info, Array]]:
+            (loss, (new, info)), gradient = value_and_grad(part[0], params, state, part[1])
             leaves = [x for x in jax.tree.leaves((loss, gradient, new)) if jnp.issubdtype(x.dtype, jnp.inexact)]
             kept = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-            part = widened((loss, gradient))
-            return jax.tree.map(lambda a, b: jnp.where(kept, a + b, a), total, part), (new, info, kept)
+            more = widened((loss, gradient))
+            return jax.tree.map(lambda a, b: jnp.where(kept, a + b, a), total, more), (new, info, kept)
 
-        parts = _one_by_one(key, batch)
-        (loss, _), gradient = jax.eval_shape(value_and_grad, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+        parts = _in_parts(len(keys), keys, batch)
+        one_key, one_task = jax.tree.map(lambda x: x[0], parts)
+        (loss, _), gradient = jax.eval_shape(value_and_grad, one_key, params, state, one_task)
         zero = widened(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradient)))
         total, (states, info, kept) = lax.scan(add, zero, parts)
-        # with no task left this is 0 / 0, which ends the run
-        loss, total = jax.tree.map(lambda x: x / kept.sum(dtype=x.dtype), total)
-        gradient = jax.tree.map(lambda x, like: x.astype(like.dtype), total, gradient)
-        states, info = jax.tree.map(lambda x: _mean_of(kept, x), (states, dict(info)))
-        return (loss, (states, {**info, "kept": kept})), gradient
+        # with no task left the mean is 0 / 0, which ends the run
+        loss, gradient = total
+        return ((loss, jax.tree.map(lambda x: _sum_of(kept, x), (states, info))), gradient), kept
 
     return accumulated
 
 
-def _of_kept_tasks(objective: Any, kept: Bool[Array, "tasks"]) -> Any:
-    """The objective as the mean over some tasks, for optimisers that ask for it again."""
+def _of_kept_tasks(objective: Any) -> Any:
+    """The objective, summed over some tasks, for optimisers that ask for it again."""
 
-    def averaged(key: Key[Array, ""], params: Params, state: State, batch: Task) -> Any:
-        parts = _one_by_one(key, batch)
-        shapes = jax.eval_shape(objective, key, params, state, jax.tree.map(lambda x: x[0], parts[1]))
+    def summed(kept: Bool[Array, "tasks"], keys: Keys, params: Params, state: State, batch: Task) -> Any:
+        parts = _in_parts(len(keys), keys, batch)
+        one_key, one_task = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(objective, one_key, params, state, one_task)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        def one(_: None, part: tuple[Array, Array, Task]) -> tuple[None, Any]:
+        def one(_: None, part: tuple[Array, Keys, Task]) -> tuple[None, Any]:
             # the way not taken has no derivative, so that what is not finite in it stays there
             return None, lax.cond(part[0], lambda: objective(part[1], params, state, part[2]), lambda: zero)
 
         values = lax.scan(one, None, (kept, *parts))[1]
-        return jax.tree.map(lambda x: _mean_of(kept, x), values)
+        return jax.tree.map(lambda x: _sum_of(kept, x), values)
 
-    return averaged
+    return summed
 
 
-def _mean_of(kept: Bool[Array, "tasks"], x: Array) -> Array:
-    """The mean over the kept tasks of a floating leaf, the first of them of every other."""
+def _sum_of(kept: Bool[Array, "tasks"], x: Array) -> Array:
+    """The sum over the kept tasks of a floating leaf, the first of them of every other."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x[jnp.argmax(kept)]
     there = kept.reshape(-1, *(1 for _ in x.shape[1:]))
-    return jnp.where(there, x, jnp.zeros_like(x)).sum(axis=0) / kept.sum(dtype=x.dtype)
+    return jnp.where(there, x, jnp.zeros_like(x)).sum(axis=0)
 
 
 _CHUNK_BYTES = 2**14

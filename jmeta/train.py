@@ -15,7 +15,8 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
-from jmeta.core import Info, MetaLearner, Params, State, Task, TaskSource
+from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
+from jmeta.devices import Mesh, on_mesh, replicated, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.losses import check_classes, targets_needed
@@ -107,6 +108,7 @@ def fit(
     callback: Callable[[TrainState, Metrics], Any] | None = None,
     skip_nonfinite: bool = False,
     progress: bool | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Fit:
     """Meta-trains a learner on tasks from a source.
 
@@ -128,6 +130,8 @@ def fit(
             ending the run; the history counts them, `"skipped"`, the mean number a step. Tasks are then adapted one
             after the other.
         progress: whether a bar is drawn on the error stream. Default: in a terminal and in a notebook.
+        mesh: devices over which the tasks of each meta-step are divided, `jax.make_mesh((8,), ("tasks",))`, see
+            `make_step`; the results lie on each of them. Default: one device.
 
     Returns:
         The trained parameters and the history.
@@ -135,7 +139,7 @@ def fit(
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
         ConfigError: a number of steps or tasks that is none, tasks that do not fit into memory, a `train_state` of
-            another learner, model or optimiser, or a call under `jit` or `vmap`.
+            another learner, model or optimiser, a mesh that does not divide the tasks, or a call under `jit` or `vmap`.
         NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
             and carries the last finite `train_state`.
 
@@ -156,6 +160,7 @@ def fit(
     help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
     check_concrete("fit", help_, key, source.data, train_state)
     check_memory(jax.eval_shape(source.sample, key, source.data), tasks)
+    share(mesh, tasks)
     if train_state is None:
         train_state = init(key, learner, optimizer, source)
     else:
@@ -167,12 +172,14 @@ def fit(
             stacklevel=2,
         )
     watched = _is_watched() if progress is None else progress
-    with _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None) as show:
+    bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
+    with on_mesh(mesh) as inside, bar as show:
+        train_state, data = replicated(inside, (train_state, source.data))
         history: list[Metrics] = []
         while (begin := int(train_state.step)) < steps:
             train_state, info = compiled(_run)(
                 train_state,
-                source.data,
+                data,
                 jnp.asarray(steps, jnp.int32),
                 learner=learner,
                 optimizer=optimizer,
@@ -181,6 +188,7 @@ def fit(
                 task_chunk=task_chunk,
                 length=log_every,
                 skip_nonfinite=skip_nonfinite,
+                mesh=inside,
             )
             done = int(train_state.step)
             if done < min(begin + log_every, steps):
@@ -206,6 +214,7 @@ def fit(
                         stacklevel=2,
                     )
                 break
+    train_state = replicated(mesh, train_state)
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
@@ -228,12 +237,12 @@ def _bar(steps: int, done: int) -> Iterator[Callable[[Metrics], None]]:
 
 def _drawn(
     learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
-) -> tuple[Key[Array, ""], Params, State, Task]:
+) -> tuple[Keys, Params, State, Task]:
     """What the next meta-step gives its objective."""
-    key, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
+    keys, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
         train_state, source.data
     )
-    return key, train_state.params, train_state.state, batch
+    return keys, train_state.params, train_state.state, batch
 
 
 def _is_true(answer: Any) -> bool:
@@ -255,12 +264,18 @@ def _run(
     task_chunk: int | None,
     length: int,
     skip_nonfinite: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Info]:
     @jax.jit  # traced once for its shapes and for the scan
     def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
         source = TaskSource(data, sample, {})
-        one = make_step(learner, optimizer, source, tasks=tasks, task_chunk=task_chunk, skip_nonfinite=skip_nonfinite)
-        return one(carry, None)
+        options: dict[str, Any] = {
+            "tasks": tasks,
+            "task_chunk": task_chunk,
+            "skip_nonfinite": skip_nonfinite,
+            "mesh": mesh,
+        }
+        return make_step(learner, optimizer, source, **options)(carry, None)
 
     info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -302,6 +303,45 @@ def test_it_learns_in_one_compiled_program(entry, learner, source, training, kin
         for f in (before, fitted)
     )
     assert kind.learned(first, last)
+
+
+ON_A_MESH = ("maml", "maml_plus_plus", "late_fusion", "reptile", "rl2")
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(name, marks=() if name in ON_A_MESH else pytest.mark.slow) for name in sorted(LEARNERS)],
+    indirect=True,
+    scope="module",
+)
+def test_two_devices_have_the_numbers_of_one(entry, training):
+    learner, optimizer = make(entry), optax.sgd(0.01)  # so that the first step is the gradient
+    start, tasks = jmeta.init(KEY, learner, optimizer, training), sampled(training, tasks=8)
+
+    def path(mesh):
+        """θ, the state and the info after each step."""
+        source = jmeta.TaskSource(tasks, lambda key, tasks: task_of(tasks, jax.random.randint(key, (), 0, 8)), {})
+        step = jmeta.make_step(learner, optimizer, source, tasks=4, mesh=mesh)
+
+        def one(carry, _):
+            new, info = step(carry, None)
+            return new, (new.params, new.state, info)
+
+        return jax.jit(lambda start: jax.lax.scan(one, start, length=3)[1])(start)
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # some draw numbers of float32
+        start, tasks = start._replace(params=doubled(start.params), state=doubled(start.state)), doubled(tasks)
+        alone, divided = path(None), path(jax.make_mesh((2,), ("tasks",)))
+    assert jax.tree.map(lambda x: x.dtype, divided) == jax.tree.map(lambda x: x.dtype, alone)
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(each)) for each in (divided, alone)), strict=True)
+    worst = max(np.abs(x - y).max() / max(np.abs(y).max(), 1e-3) for x, y in pairs)
+    assert worst < 1e-6
+
+
+def doubled(tree):
+    """In float64."""
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):

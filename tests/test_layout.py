@@ -11,8 +11,10 @@ import jmeta
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
     {"errors", "tree", "compilation", "files", "inputs", "solvers"},
+    {"devices"},
     {"masks", "metrics", "distances"},
     {"core"},
+    {"embedding"},
     {"losses"},
     {"inner"},
     {"adjoint"},

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model
 from jmeta.distances import squared_euclidean
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Classes, Distance, nearest, prototypes
 from jmeta.learners.zero_shot import Hidden, init_towers, read_descriptions

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.distances import unit
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.matching import label_attention
 from jmeta.learners.zero_shot import init_towers, read_descriptions

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task
 from jmeta.distances import squared_euclidean
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance, prototypes
 from jmeta.learners.zero_shot import init_reader, read_descriptions

@@ -12,6 +12,7 @@ from jmeta.adjoint import annealed, exact
 from jmeta.core import (
     Adapted,
     Info,
+    Keys,
     MetaLearner,
     Model,
     Objective,
@@ -131,9 +132,7 @@ def maml_plus_plus(
     every_step = over_tasks(multi_step(path, last_step.predict, loss, partial(_weights, inner_steps, multi_step_loss)))
     whole = every_step if multi_step_loss else last_step.objective
 
-    def objective(
-        key: Key[Array, ""], params: Params, state: State, tasks: Task
-    ) -> tuple[Float[Array, ""], tuple[State, Info]]:
+    def objective(key: Keys, params: Params, state: State, tasks: Task) -> tuple[Float[Array, ""], tuple[State, Info]]:
         value, (new, info) = whole(key, params, state, tasks)
         return value, ({"meta_step": state["meta_step"] + 1, "model": new["model"]}, info)
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.distances import cosine
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.distances import squared_euclidean
+from jmeta.embedding import embedded
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task, check_model
+from jmeta.embedding import embedded
 from jmeta.learners.prototypical import Classes
 from jmeta.losses import checked
 from jmeta.masks import shots

@@ -13,13 +13,13 @@ from jmeta.core import (
     Params,
     State,
     Task,
-    at_test,
     check_examples,
     check_model,
     outputs_of,
     over_tasks,
 )
 from jmeta.distances import squared_euclidean, unit
+from jmeta.embedding import at_test
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Classes, nearest, prototypes
 from jmeta.learners.transfer import check_batches, init_classifier, linear

@@ -18,7 +18,6 @@ from jmeta.core import (
     Params,
     State,
     Task,
-    at_test,
     check_examples,
     check_model,
     measured,
@@ -26,6 +25,7 @@ from jmeta.core import (
     over_tasks,
 )
 from jmeta.distances import cosine, unit
+from jmeta.embedding import at_test
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy

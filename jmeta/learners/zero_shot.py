@@ -4,9 +4,10 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model, embedded
+from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model
 from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
+from jmeta.embedding import embedded
 from jmeta.errors import DataError
 from jmeta.learners.prototypical import Classes, Distance, nearest
 from jmeta.losses import softmax_cross_entropy

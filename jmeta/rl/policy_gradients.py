@@ -149,12 +149,14 @@ def _fitted_values(
     return now @ w, (beyond @ w)[:, 0]
 
 
-def moments(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation over the steps before the end."""
+def moments(
+    x: Float[Array, "..."], alive: Bool[Array, "..."], total: Callable[[Array], Array] = lambda x: x
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and standard deviation over the steps before the end; with `jmeta.devices.total` of all devices' steps."""
     x = widened(x)
-    weights = alive.astype(x.dtype) / jnp.maximum(alive.sum(), 1).astype(x.dtype)
-    mean = (x * weights).sum()
-    return mean, jnp.sqrt((jnp.square(x - mean) * weights).sum())
+    weights = alive.astype(x.dtype) / jnp.maximum(total(alive.sum()), 1).astype(x.dtype)
+    mean = total((x * weights).sum())
+    return mean, jnp.sqrt(total((jnp.square(x - mean) * weights).sum()))
 
 
 class Credit(NamedTuple):

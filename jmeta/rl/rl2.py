@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, over_tasks
+from jmeta.devices import total
 from jmeta.errors import ConfigError
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Recurrent
@@ -97,9 +98,9 @@ def rl2(
         advantages = generalized_advantage(steps.rewards, values, steps.alive, discount, trace, beyond)
         return Trial(environment, steps, advantages, advantages + values)
 
-    def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> Task:
+    def collect(key: Keys, params: Params, state: State, tasks: Task) -> Task:
         trials = for_each_task(one_trial)(key, params, state, tasks)
-        mean, deviation = moments(trials.advantages, trials.steps.alive)
+        mean, deviation = moments(trials.advantages, trials.steps.alive, total)
         return Task((), trials._replace(advantages=(trials.advantages - mean) / (deviation + 1e-8)))
 
     def one_task(

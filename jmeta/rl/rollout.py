@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from jmeta.core import Params, State, Task
+from jmeta.core import Keys, Params, State, Task, keys_of
 from jmeta.rl.environment import Environment
 from jmeta.tree import widened
 
@@ -143,12 +143,12 @@ def answer_queries(
 
 def for_each_task(
     one_task: Callable[[Key[Array, ""], Params, State, Task], PyTree],
-) -> Callable[[Key[Array, ""], Params, State, Task], PyTree]:
+) -> Callable[[Keys, Params, State, Task], PyTree]:
     """What a learner collects for a batch of tasks, from what it collects for one: constants of the objective."""
 
-    def collect(key: Key[Array, ""], params: Params, state: State, tasks: Task) -> PyTree:
-        keys = jax.random.split(key, len(jax.tree.leaves(tasks)[0]))
-        return lax.stop_gradient(jax.vmap(one_task, (0, None, None, 0))(keys, params, state, tasks))
+    def collect(key: Keys, params: Params, state: State, tasks: Task) -> PyTree:
+        of_each = jax.vmap(one_task, (0, None, None, 0))
+        return lax.stop_gradient(of_each(keys_of(key, tasks), params, state, tasks))
 
     return collect
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jmeta.devices import on_one_device
 from jmeta.errors import CheckpointError, ConfigError
 from jmeta.files import write_whole
 from jmeta.step import TrainState
@@ -46,7 +47,7 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
-    path, tree = _absolute(folder), _stored(train_state)
+    path, tree = _absolute(folder), on_one_device(_stored(train_state))  # a process with fewer can read it
     step = int(train_state.step) if isinstance(train_state, TrainState) else 0
     if not isinstance(train_state, TrainState) and any("step" in _leaves_of(path / str(s)) for s in _steps(path)):
         raise CheckpointError(f"{path} holds the checkpoints of a run, which this would replace; name another folder.")

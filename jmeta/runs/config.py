@@ -189,6 +189,11 @@ class Config:
     outer_rate: float = setting(
         "Outer rate β, annealed to 0 over the steps.", absent=MISSING, default=1e-3, changes=True
     )
+    devices: int | None = setting(
+        "Devices over which the tasks of a meta-step are divided; of a CPU its cores.",
+        range=(1, 100_000),
+        shown="1",
+    )
     patience: int | None = setting(
         "End after so many validations, of 20 in a run, without a better one.",
         range=(1, 1_000_000_000),

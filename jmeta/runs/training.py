@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jmeta.core import MetaLearner, TaskSource
+from jmeta.devices import mesh_of, on_one_device, share
 from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
 from jmeta.runs import settings
@@ -60,6 +61,7 @@ def parts_of(config: Config) -> Parts:
     Raises:
         JmetaError: whatever does not fit: data, network, sizes.
     """
+    share(mesh_of(config.devices), config.tasks)  # first of all, as a CPU is divided before JAX starts
     source, validation, test = (settings.make_source(config, split) for split in ("train", "validation", "test"))
     learner = settings.make_learner(config, source)
     tester = settings.make_learner(config, validation, "test")
@@ -127,7 +129,7 @@ def _trained(
     train_state: TrainState,
 ) -> TrainState:
     config = parts.config
-    key, metric = jax.random.key(config.seed), config.metric
+    key, metric, mesh = jax.random.key(config.seed), config.metric, mesh_of(config.devices)
     scan = max(1, config.steps // 100)
     begun = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
     saving = threading.Lock()
@@ -146,6 +148,7 @@ def _trained(
             parts.validation,
             episodes=EPISODES,
             metric=metric,
+            mesh=mesh,
         )
         return {"validation": result[metric.__name__], "validation_ci95": result["ci95"]}
 
@@ -170,7 +173,7 @@ def _trained(
 
     try:
         with signals.held(lambda: bool(done), save_done, stopped):
-            return fit(
+            fitted = fit(
                 key,
                 parts.learner,
                 parts.source,
@@ -181,7 +184,9 @@ def _trained(
                 train_state=train_state,
                 callback=callback,
                 progress=False,
-            ).train_state
+                mesh=mesh,
+            )
+            return on_one_device(fitted.train_state)  # what comes after is not done by each of them
     except NonFiniteError as error:
         save(folder / LAST, error.train_state)
         help_ = (
@@ -228,6 +233,7 @@ def steps_within(parts: Parts, minutes: float) -> int:
         tasks=config.tasks,
         log_every=5,
         callback=lambda *_: clock.append(time.monotonic()),
+        mesh=mesh_of(config.devices),
     )
     compiling, each = clock[0] - begun, (clock[-1] - clock[0]) / 10
     left = 60.0 * minutes - 3.0 * compiling  # the program of the run itself, and that of its validation
