@@ -355,8 +355,8 @@ def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(learner.init, KEY, task_of(tasks, 0))) == (
         jax.tree.map(lambda x: (x.shape, x.dtype), initial)
     )
-    loss = jax.jit(jax.value_and_grad(lambda p: learner.objective(KEY, p, state, tasks)[0]))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loss(params)))
+    loss = jax.jit(jax.value_and_grad(lambda p, tasks: learner.objective(KEY, p, state, tasks)[0]))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(loss(params, tasks)))
     episode = sampled(masked, tasks=8)
     outputs = np.asarray(jax.jit(jax.vmap(answers(learner), (None, None, 0)))(params, state, episode)[1])
     assert np.isfinite(outputs).all()

@@ -5,6 +5,7 @@ import fcntl
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from jmeta.cli.adapt import _descriptions_of
 from jmeta.cli.train import defaults_of, with_file
 from jmeta.runs import settings
 from jmeta.runs.loggers import LOGGERS
+from jmeta.runs.programs import keep_programs
 from jmeta.runs.stopping import LOCK, only_writer
 
 
@@ -121,3 +123,23 @@ def test_where_the_system_has_no_locks_a_folder_is_written_without(place, monkey
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with only_writer(place / "b"), only_writer(place / "b"):
         assert (place / "b" / LOCK).exists()
+
+
+def test_programs_are_kept_in_the_cache_folder_unless_it_is_off_or_jax_has_its_own(place, monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+
+    def kept(cache, own=None):
+        monkeypatch.setenv("JMETA_CACHE", cache)
+        jax.config.update("jax_compilation_cache_dir", own)
+        keep_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    try:
+        assert kept("off") is None
+        assert kept(str(place), "own") == "own"
+        assert kept(str(place)) == str(place / "programs")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.3
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
