@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 import jmeta
 from jmeta.cli import main
 from jmeta.devices import devices_of
+from jmeta.rl import Discrete, bandit
 from jmeta.runs.run import read_rows
 
 KEY = jax.random.key(0)
@@ -74,18 +75,36 @@ def linear(skips=False):
     return learner, source._replace(sample=sample) if skips else source
 
 
-OPTIMIZERS = {"lbfgs": optax.lbfgs(), "repeated": jmeta.repeated(optax.adam(1e-2), 3)}
+OPTIMIZERS = {
+    "lbfgs": optax.lbfgs(),
+    "repeated": jmeta.repeated(optax.adam(1e-2), 3),
+    "trust_region": jmeta.trust_region(0.1),
+}
+
+
+def constrained(learner):
+    """With a divergence in its info whose curvature is another one for each task."""
+
+    def one_task(key, params, state, task):
+        tasks = jax.tree.map(lambda x: x[None], task)
+        value, (state, info) = learner.objective(key[None], params, state, tasks)
+        moved = jax.tree.map(lambda x: jnp.square(x - jax.lax.stop_gradient(x)).sum(), params)
+        return value, (state, {**info, "kl": jnp.square(task.query.targets).mean() * sum(jax.tree.leaves(moved))})
+
+    return learner._replace(objective=jmeta.over_tasks(one_task))
 
 
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimisers_that_ask_for_the_loss_again(float64, name, skip):
     learner, source = linear(skip)
+    learner = constrained(learner)
     start = started(learner, OPTIMIZERS[name], linear()[1])
     given = (learner, OPTIMIZERS[name], of_exact(source), start)
     alone, divided = (path(*given, mesh, skip_nonfinite=skip) for mesh in (None, mesh_of()))
     assert difference(divided, alone) < 1e-6
     assert bool(jnp.isfinite(alone[2]["loss"]).all())
+    assert difference(jax.tree.map(lambda x: x[-1], alone[0]), start.params) > 1e-3  # it moves
     if skip:
         skipped = alone[2]["skipped"]
         np.testing.assert_array_equal(divided[2]["skipped"], skipped)
@@ -123,6 +142,17 @@ def lowered(learner, source, mesh, **options):
     start = jmeta.init(KEY, learner, optax.adam(1e-3), source)
     step = jmeta.make_step(learner, optax.adam(1e-3), source, tasks=TASKS, mesh=mesh)
     return jax.jit(lambda start: jax.lax.scan(step, start, length=2)).trace(start).lower(**options)
+
+
+def test_epochs_of_ppo_end_with_one_policy():
+    learner = jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Discrete(3))), inner_steps=0)
+    optimizer, source = jmeta.repeated(optax.adam(1e-2), 3), bandit(arms=3, pulls=3)
+    fit = {"optimizer": optimizer, "steps": 3, "tasks": TASKS}
+    alone, divided = (jmeta.fit(KEY, learner, source, mesh=mesh, **fit) for mesh in (None, mesh_of()))
+    assert difference((divided.params, divided.history), (alone.params, alone.history)) < 1e-4
+    for leaf in jax.tree.leaves(divided.train_state._replace(key=())):
+        one, other = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_not_finite_is_told_as_on_one_device():
