@@ -317,7 +317,8 @@ ON_A_MESH = ("maml", "maml_plus_plus", "late_fusion", "reptile", "rl2")
 )
 def test_two_devices_have_the_numbers_of_one(entry, training):
     learner, optimizer = make(entry), optax.sgd(0.01)  # so that the first step is the gradient
-    start, tasks = jmeta.init(KEY, learner, optimizer, training), sampled(training, tasks=8)
+    start = jmeta.init(KEY, learner, optimizer, training)
+    tasks = jax.tree.map(jnp.asarray, sampled(training, tasks=8))
 
     def path(mesh):
         """θ, the state and the info after each step."""

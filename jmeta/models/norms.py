@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
             rows = x.reshape(1, -1, *shape, 1)
             weights = None
             if mask is not None:
-                weights = jnp.repeat(mask.astype(x.dtype), rows.shape[1] // len(x))
+                weights = jnp.repeat(mask.astype(x.dtype), rows.shape[1] // x.shape[0])
                 weights = weights / jnp.maximum(weights.sum(), 1.0)
             μ, r = (a.reshape(shape) for a in _moments(rows, weights, self.epsilon))
             if self.policy != "transductive" and not self.is_initializing():
@@ -143,10 +143,10 @@ class GroupNorm(nn.Module):
         if self.groups < 1 or features % self.groups:
             raise ModelError(f"{self.groups} groups do not divide {features} features; choose a divisor.")
         γ, β = _scale_and_shift(self, self.scale, (features,), x.dtype)
-        grouped = x.reshape(len(x), -1, self.groups, features // self.groups)
+        grouped = x.reshape(x.shape[0], -1, self.groups, features // self.groups)
         moments = _moments(grouped, None, self.epsilon)
-        each = len(x), *(1 for _ in x.shape[1:-1]), features
-        μ, r = (jnp.broadcast_to(a, (len(x), 1, *grouped.shape[2:])).reshape(each) for a in moments)
+        each = x.shape[0], *(1 for _ in x.shape[1:-1]), features
+        μ, r = (jnp.broadcast_to(a, (x.shape[0], 1, *grouped.shape[2:])).reshape(each) for a in moments)
         return _normalised(x, μ, r, γ, β, pool, self.dtype)
 
 
