@@ -1,6 +1,7 @@
 """Tasks over the devices of a mesh: the numbers of one device, up to the order of sums."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -49,6 +50,22 @@ def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
     if jax.device_count() < devices:
         raise ConfigError(f"there are {jax.device_count()} devices, not {devices}; ask for at most as many.")
     return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def cores_for(tasks: int) -> int:
+    """How many devices of a CPU, one a core, the tasks of a meta-step can be divided over; 1 on an accelerator.
+
+    Args:
+        tasks: of a meta-step.
+
+    Returns:
+        The largest number of cores that divides them; 1 where JAX has started with fewer devices.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = max(n for n in range(1, cores + 1) if tasks % n == 0)
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        jax.config.update("jax_num_cpu_devices", devices)
+    return devices if jax.default_backend() == "cpu" and jax.device_count() >= devices else 1
 
 
 def share(mesh: Mesh | None, tasks: int) -> int:

@@ -18,6 +18,8 @@ from jmeta.cli import main
 from jmeta.devices import devices_of
 from jmeta.rl import Discrete, bandit
 from jmeta.runs.run import read_rows
+from jmeta.runs.settings import resolve
+from jmeta.runs.training import on_all_cores
 
 KEY = jax.random.key(0)
 TASKS = 4
@@ -256,3 +258,17 @@ def test_a_run_on_devices_goes_on_with_as_many(tmp_path, capsys):
             main(["train", *refused])
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "3").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) != 2, reason="of two cores")
+@pytest.mark.parametrize(
+    ("data", "flags", "devices"),
+    [
+        ("glyphs", {"tasks": 8}, 2),
+        ("glyphs", {"tasks": 3}, None),  # which two cores do not divide
+        ("glyphs", {"tasks": 8, "devices": 1}, 1),
+        ("sinusoid", {"tasks": 8}, None),  # a few numbers, which are computed together
+    ],
+)
+def test_a_run_of_the_command_line_has_one_device_a_core(data, flags, devices):
+    assert on_all_cores(resolve("maml", data, **flags)).devices == devices

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import jmeta
-from jmeta.runs.stopping import LOCK, only_writer
+from jmeta.runs.stopping import LOCK, Signals, only_writer
 
 HOLD = """
 import pathlib, sys, time
@@ -57,3 +58,17 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         only_writer(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_no_thread_is_left_that_could_abort_the_end_of_the_process():
+    before = threading.enumerate()
+    for _ in range(20):
+        with Signals():
+            pass
+        assert threading.enumerate() == before
+
+
+def test_a_command_ends_well(tmp_path):
+    command = [sys.executable, "-m", "jmeta.cli", "train", "--data", "sinusoid", "--steps", "2", "--no-report"]
+    ended = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr

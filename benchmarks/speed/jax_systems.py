@@ -48,6 +48,12 @@ def run_default_norm(case: Case) -> Step:
     return _scan(case, learner(case, jmeta.linen(network)), None, own_weights=True)
 
 
+def run_two_devices(case: Case) -> Step:
+    """The same over two devices, of a CPU two cores; the first thing that its process does."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    return _scan(case, learner(case), None, mesh=jax.make_mesh((2,), ("tasks",)))
+
+
 def run_fixed_batch(case: Case) -> Step:
     """The same without sampling."""
     return run_jmeta(replace(case, source="fixed"))
@@ -79,7 +85,14 @@ class NnConv4(nn.Module):
         return nn.Dense(self.case.ways, name="head")(x.reshape(len(x), -1) if pool else x.mean((1, 2)))
 
 
-def _scan(case: Case, learner: jmeta.MetaLearner, task_chunk: int | None, *, own_weights: bool = False) -> Step:
+def _scan(
+    case: Case,
+    learner: jmeta.MetaLearner,
+    task_chunk: int | None,
+    *,
+    own_weights: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Step:
     optimizer, source = optax.adam(case.rate, eps=EPSILON), _source(case)
     state = jmeta.init(jax.random.key(0), learner, optimizer, source)
     if not own_weights:
@@ -97,6 +110,7 @@ def _scan(case: Case, learner: jmeta.MetaLearner, task_chunk: int | None, *, own
             tasks=case.tasks,
             task_chunk=task_chunk,
             length=case.steps,
+            mesh=mesh,
         )
         return np.asarray(info["loss"])
 

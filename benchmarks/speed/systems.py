@@ -64,6 +64,7 @@ SYSTEMS: Mapping[str, System] = {
         lambda case: case.network != "mlp" and case.source == "fixed",
         same_loss=False,
     ),
+    "two devices": System("jax_systems:run_two_devices", _JAX, lambda case: case.tasks % 2 == 0),
     "fixed batch": System("jax_systems:run_fixed_batch", _JAX, lambda case: case.source != "fixed"),
     "higher": System("torch_systems:run_higher", ("torch", "higher"), _maml, processes=True),
     "torchopt": System("torch_systems:run_torchopt", ("torch", "torchopt"), _maml, processes=True),

@@ -25,7 +25,7 @@ from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
 from jmeta.runs.loggers import LOGGERS
 from jmeta.runs.run import Run, read_config
 from jmeta.runs.stopping import LOCK, Signals, only_writer, say
-from jmeta.runs.training import on_resume, parts_of, resumed, steps_within, train
+from jmeta.runs.training import on_all_cores, on_resume, parts_of, resumed, steps_within, train
 
 _TYPES: Mapping[Any, tuple[Any, str]] = {  # of a setting: that of its flag, and how the help shows a value
     int: (int | None, "INT"),
@@ -137,7 +137,8 @@ class Train(_Settings):
         return on_resume(stored, changed)
 
     def _one(self, signals: Signals) -> Mapping[str, Any] | None:
-        parts = parts_of(self._resolved()[0])
+        config = self._resolved()[0]
+        parts = parts_of(config if (self.out / "config.json").exists() else on_all_cores(config))
         with only_writer(self.out):
             if (self.out / "config.json").exists():  # which another process may have written while this one waited
                 config, changes = self._resolved()

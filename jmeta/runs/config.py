@@ -192,7 +192,7 @@ class Config:
     devices: int | None = setting(
         "Devices over which the tasks of a meta-step are divided; of a CPU its cores.",
         range=(1, 100_000),
-        shown="1",
+        shown="1, on a CPU one a core that divides the tasks",
     )
     patience: int | None = setting(
         "End after so many validations, of 20 in a run, without a better one.",

@@ -39,7 +39,8 @@ class Signals:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_pipe = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -48,6 +49,7 @@ class Signals:
             for number, handler in self._old.items():
                 signal.signal(number, handler)
             os.close(self._write)  # which ends the thread
+            self._thread.join(1.0)  # a thread that still runs while Python ends can abort the process
 
     @property
     def code(self) -> int:

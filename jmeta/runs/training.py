@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jmeta.core import MetaLearner, TaskSource
-from jmeta.devices import mesh_of, on_one_device, share
+from jmeta.devices import cores_for, mesh_of, on_one_device, share
 from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
 from jmeta.runs import settings
@@ -47,6 +47,24 @@ class Parts(NamedTuple):
     validation: TaskSource
     test: TaskSource
     begin: TrainState
+
+
+def on_all_cores(config: Config) -> Config:
+    """The settings of a new run with one device a core of a CPU, where nothing else was asked for.
+
+    Tasks of images are faster so than by threads inside of operations; tasks of a few numbers and trajectories, which
+    are computed together, are not.
+
+    Args:
+        config: as asked for.
+
+    Returns:
+        The same with `devices`, or as they were.
+    """
+    if config.devices is not None or config.kind != "classification":
+        return config
+    devices = cores_for(config.tasks)
+    return dataclasses.replace(config, devices=devices) if devices > 1 else config
 
 
 def parts_of(config: Config) -> Parts:
