@@ -22,7 +22,7 @@ QUICK_CASES = (
     "sinusoid, exact, 1 step",
     "60-way",
 )
-QUICK_SYSTEMS = ("jmeta", "default norm", "torchopt", "torch.func", "PyTorch")
+QUICK_SYSTEMS = ("jmeta", "two devices", "default norm", "torchopt", "torch.func", "PyTorch")
 
 
 def main(

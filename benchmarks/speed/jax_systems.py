@@ -129,12 +129,15 @@ def _source(case: Case) -> jmeta.TaskSource:
 
 @custom_vmap
 def _fixed(key: jax.Array, tasks: jmeta.Task) -> jmeta.Task:
-    """The fixed batch as a sampler: one key draws the first task, a batch of keys the whole batch."""
+    """The fixed batch as a sampler: a key draws the first task, a batch of keys the whole batch or a device's part."""
     return jax.tree.map(lambda x: x[0], tasks)
 
 
 @_fixed.def_vmap
 def _fixed_batch(size: int, is_mapped: Any, key: jax.Array, tasks: jmeta.Task) -> tuple[jmeta.Task, Any]:
+    if size < len(tasks.query.targets):  # those of this device
+        begin = jax.lax.axis_index("tasks") * size
+        tasks = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, begin, size), tasks)
     return tasks, jax.tree.map(lambda _: True, tasks)
 
 

@@ -84,7 +84,8 @@ def _processes(case: Case, name: str, count: int, **how: Any) -> dict[str, Any]:
         if process.returncode < 0:
             return {"died": f"killed by {signal.Signals(-process.returncode).name}"}
         if process.returncode:
-            return {"died": (error.strip().splitlines() or ["without a word"])[-1][:200]}
+            said = [line for line in error.splitlines() if line.strip(" -") and not line.startswith("For simplicity")]
+            return {"died": (said or ["without a word"])[-1][:120]}
     results = [json.loads(out.splitlines()[-1]) for out, _ in ended]
     slowest = max(results, key=lambda result: np.median(result["spent"][1:]))
     return {
