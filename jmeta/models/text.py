@@ -56,9 +56,10 @@ class TextEncoder(nn.Module):
             )
         ids = ids.astype(jnp.int32)
         known = np.zeros(1) if isinstance(ids, jax.core.Tracer) or not ids.size else np.asarray(ids)
-        if not 0 <= known.min() <= known.max() < self.buckets:
+        low, high = int(np.min(known)), int(np.max(known))
+        if not 0 <= low <= high < self.buckets:
             raise ModelError(
-                f"token ids go from {known.min()} to {known.max()} and the network has {self.buckets} rows for them; "
+                f"token ids go from {low} to {high} and the network has {self.buckets} rows for them; "
                 "give hashed_text and TextEncoder the same buckets."
             )
         vectors = self.param("vectors", nn.initializers.normal(self.spread), (self.buckets, self.features))
