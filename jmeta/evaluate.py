@@ -113,7 +113,7 @@ def evaluate(
     if not (fits := np.asarray(found["fits"])).all():
         check_classes("query", _episode(key, source, episodes, int(np.argmin(fits))).query)
     finite = [np.isfinite(np.asarray(x, np.float64)) for x in jax.tree.leaves(found["values"])]
-    kept = np.stack([x.reshape(episodes, -1).all(axis=1) for x in finite]).all(axis=0)
+    kept = np.asarray(np.stack([x.reshape(episodes, -1).all(axis=1) for x in finite]).all(axis=0))
     if not kept.all():
         where = _not_finite(kept, lambda i: _episode(key, source, episodes, i))
         if skip_nonfinite and not kept.any():
@@ -316,10 +316,10 @@ def _details(answers: _Answers, source: TaskSource) -> dict[str, Any]:
     wrong = np.bincount(place.reshape(-1), weights=classes != answered, minlength=len(each)).astype(int)
     class_of = np.zeros(len(each), int)
     class_of[place.reshape(-1)] = classes
-    order = np.lexsort((each, np.divide(-wrong, times)))
+    order = np.lexsort((each, -wrong / times))
     return {
         "confusion": confusion.tolist(),
-        "accuracy_by_class": [float(r / n) if n else None for r, n in zip(right, asked, strict=True)],
+        "accuracy_by_class": [int(r) / int(n) if n else None for r, n in zip(right, asked, strict=True)],
         "mistaken": [
             {"row": int(each[i]), "class": int(class_of[i]), "asked": int(times[i]), "wrong": int(wrong[i])}
             for i in order

@@ -257,7 +257,7 @@ def _without_small(
     classes, count = np.unique(labels, return_counts=True)
     large = count >= min_rows
     if not large.any():
-        raise DataError(f"no class has {min_rows} rows (the largest has {max(count.tolist(), default=0)}); lower min_rows.")
+        raise DataError(f"no class has {min_rows} rows (the largest has {max(count, default=0)}); lower min_rows.")
     for what, given in (("names", names), ("families", families if families is not None else ())):
         if len(given) not in (0, len(classes)):
             raise DataError(f"there are {len(given)} {what} but {len(classes)} classes; give one for each class.")

@@ -163,7 +163,7 @@ def _divided(groups: np.ndarray, min_rows: int | None) -> tuple[np.ndarray, np.n
         return names, count, order, {}
     large = count >= min_rows
     if not large.any():
-        raise DataError(f"no group has {min_rows} rows (the largest has {max(count.tolist(), default=0)}); lower min_rows.")
+        raise DataError(f"no group has {min_rows} rows (the largest has {max(count, default=0)}); lower min_rows.")
     return names[large], count[large], order[large[index[order]]], {"dropped": int((~large).sum())}
 
 
