@@ -11,7 +11,7 @@ def knows(flag):
     """Whether this XLA has a flag; one that it does not know would end the process."""
     for library in Path(find_spec("jaxlib").origin).parent.glob("libjax_common*"):
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(flag.encode()) >= 0
+            return content.find(b"\0" + flag.encode() + b"\0") >= 0  # a word of its own, not one among reserved names
     return False
 
 
