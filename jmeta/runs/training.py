@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +191,9 @@ def _trained(
         return out_of_patience(config, rows)
 
     try:
-        with signals.held(lambda: bool(done), save_done, stopped):
+        with signals.held(lambda: bool(done), save_done, stopped), warnings.catch_warnings():
+            # patience may end a run that goes on at once
+            warnings.filterwarnings("ignore", message="the first call of the callback returned True")
             fitted = fit(
                 key,
                 parts.learner,
