@@ -31,7 +31,8 @@ def check_memory(task: PyTree, tasks: int) -> None:
     if there is not None and needed > there:
         raise ConfigError(
             f"{tasks} tasks at a time need {needed / 2**30:,.1f} GB for their examples alone, and this machine has "
-            f"{there / 2**30:,.1f} GB; ask for fewer shots, queries or tasks, or give a task_chunk."
+            f"{there / 2**30:,.1f} GB; ask for fewer shots, queries or tasks at a time (tasks= of jmeta.fit, "
+            "task_chunk= of jmeta.evaluate)."
         )
 
 
@@ -56,12 +57,14 @@ def check_state(
             {path_name(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree.leaves_with_path(tree)}
             for tree in (here, there)
         )
+        start_anew = "leave train_state away to start anew"
+        if what == "optimiser":
+            start_anew = "start from its parameters by jmeta.init(...)._replace(params=...)"
         for leaf in {**ours, **theirs}:
             if ours.get(leaf) != theirs.get(leaf):
                 raise ConfigError(
                     f"train_state is of another {what}: it has {leaf} {theirs.get(leaf, 'missing')}, where this one "
-                    f"has {ours.get(leaf, 'none')}; give the one that it was made with, or start from its parameters "
-                    "by jmeta.init(...)._replace(params=...)."
+                    f"has {ours.get(leaf, 'none')}; give the {what} that it was made with, or {start_anew}."
                 )
         if str(jax.tree.structure(here)) != str(jax.tree.structure(there)):
             raise ConfigError(

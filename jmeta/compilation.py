@@ -100,7 +100,7 @@ def _check_fits(program: Any) -> None:
     if needed > there:
         raise ConfigError(
             f"this needs {needed / 2**30:,.1f} GB while it runs, and this machine has {there / 2**30:,.1f} GB; ask for "
-            "fewer shots, queries, inner steps or tasks at a time, or give a task_chunk."
+            "fewer shots, queries, inner steps or tasks at a time, or give jmeta.fit or jmeta.evaluate a task_chunk."
         )
 
 

@@ -308,7 +308,10 @@ def check_examples(name: str, examples: PyTree) -> None:
 def check_model(model: Any) -> None:
     """Raises `ModelError` unless it is a `Model`; a Flax module has functions of the same names and other contracts."""
     if not isinstance(model, Model):
-        raise ModelError(f"the model is a {type(model).__name__}; wrap it: jmeta.linen(module) makes a Model of it.")
+        raise ModelError(
+            f"the model is a {type(model).__name__}; wrap it: jmeta.linen(module), or jmeta.nnx, jmeta.equinox or "
+            "jmeta.haiku, makes a Model of it."
+        )
 
 
 def mean_over_tasks(tree: PyTree) -> PyTree:

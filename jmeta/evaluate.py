@@ -119,8 +119,11 @@ def evaluate(
         if skip_nonfinite and not kept.any():
             raise NonFiniteError(f"{where}; lower the inner rate, or repair θ.", 0, None)
         if not skip_nonfinite:
-            sentence = f"{where}; skip_nonfinite=True leaves such episodes out and counts them."
-            warnings.warn(sentence, stacklevel=2)
+            warnings.warn(
+                f"{where}; look at these data or lower the inner rate, or leave such episodes out by "
+                "jmeta.evaluate(..., skip_nonfinite=True), which counts them.",
+                stacklevel=2,
+            )
     kept = kept if skip_nonfinite else np.ones(episodes, bool)
 
     def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:

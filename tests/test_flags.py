@@ -45,7 +45,8 @@ def place(tmp_path, monkeypatch):
     [
         (("--options", "proximal"), "--options proximal has no value; write proximal=VALUE"),
         (("--network", "width"), "--network width has no value; write width=VALUE"),
-        (("--minutes", "0"), "--minutes is 0.0; give a positive number, and no --steps beside it"),
+        (("--minutes", "0"), "--minutes is 0.0; give a positive number below"),
+        (("--minutes", "5", "--steps", "9"), "--minutes 5 and --steps 9 both say how long to train; give one of them"),
         (("--minutes", "nan"), "--minutes is nan; give a positive number"),
         (("--log", "cvs"), "there is no logger 'cvs'; did you mean 'csv'"),
         (("--config", "missing.toml"), "--config missing.toml cannot be read"),

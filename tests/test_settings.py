@@ -47,7 +47,13 @@ def test_what_has_no_meaning_is_none():
 @pytest.mark.parametrize("data", DATA)
 def test_a_resolved_config_resolves_to_itself(learner, data):
     if LEARNERS[learner].acts != (DATA[data].kind == "environment"):
-        with pytest.raises(jmeta.ConfigError, match=f"{data} is (no|an) environment, which {learner} cannot learn"):
+        no_environment = (
+            f"{learner} learns by acting in an environment, and {data} is none; use --data point_navigation"
+        )
+        sentence = (
+            no_environment if LEARNERS[learner].acts else f"{data} is an environment, which {learner} cannot learn"
+        )
+        with pytest.raises(jmeta.ConfigError, match=sentence):
             settings.resolve(learner, data)
         return
     if LEARNERS[learner].descriptions and not DATA[data].descriptions:

@@ -1,6 +1,7 @@
 """The command line: a thin layer over `jmeta.runs`, one file a command."""
 
 import dataclasses
+import errno
 import os
 import sys
 import warnings
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os._exit(signals.code)  # XLA may still compute, and crashes when Python is taken down below it
         except OSError as error:
             what, why = error.filename or "a file of the run", error.strerror or error
-            print(
-                f"error: {what} cannot be written or read ({why}); make room, or give another folder.", file=sys.stderr
+            help_ = (
+                "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it is there and yours to use"
             )
+            print(f"error: {what} cannot be written or read ({why}); {help_}, or give another folder.", file=sys.stderr)
             sys.exit(2)

@@ -146,7 +146,12 @@ def _begin(flags: Search, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise CheckpointError(f"{flags.out} exists; add --resume to go on with it, or choose another --out.")
         stored: dict[str, Any] = json.loads(file.read_text())
         if stored["settings"] != settings:
-            raise CheckpointError(f"{flags.out} was searched with other settings; give them again, or another --out.")
+            name = next((n for n in settings if stored["settings"].get(n) != settings[n]), "steps")
+            there = stored["settings"].get(name)
+            raise CheckpointError(
+                f"{flags.out} was searched with other settings, --{name.replace('_', '-')} {there} and not "
+                f"{settings.get(name)}; give them again, or another --out."
+            )
         return stored
     if any(file.name != LOCK for file in flags.out.iterdir()):
         raise CheckpointError(f"{flags.out} exists and is no search of jmeta; choose another --out.")

@@ -106,8 +106,12 @@ class Train(_Settings):
     def _resolved(self) -> tuple[Config, list[str]]:
         """The settings of a new run, or of one to go on with and what changes in it; never mixes two in one folder."""
         given, out = self._given(), self.out
-        if self.minutes is not None and (self.steps is not None or not 0 < self.minutes < 1e6):
-            raise ConfigError(f"--minutes is {self.minutes}; give a positive number, and no --steps beside it.")
+        if self.minutes is not None and self.steps is not None:
+            raise ConfigError(
+                f"--minutes {self.minutes:g} and --steps {self.steps} both say how long to train; give one of them."
+            )
+        if self.minutes is not None and not 0 < self.minutes < 1e6:
+            raise ConfigError(f"--minutes is {self.minutes}; give a positive number below 1,000,000.")
         if not (out / "config.json").exists():
             others = not out.is_dir() or any(
                 file.suffix != ".part" and file.name != LOCK and not file.name.startswith("seed-")

@@ -127,7 +127,8 @@ def divide(names: Sequence[str], seed: int) -> Division:
     if len(names) < 6:
         raise DataError(
             f"there are {len(names)} classes or groups to divide into training, validation and test; give at least 6, "
-            "two for each, or put them into folders train/, validation/ and test/."
+            "two for each, or divide them yourself, images by folders train/, validation/ and test/, an .npz by an "
+            "array split."
         )
     held = max(2, min(5, len(names) // 3), round(len(names) / 5))  # five where they are there, for five ways
     return _parts(names, {"train": len(names) - 2 * held, "validation": held, "test": held}, seed)
@@ -289,7 +290,8 @@ def _table(path: Path, group: str | None, target: str | None, split_seed: int, d
     columns = _columns(path)
     for flag, name in (("--group", group), ("--target", target)):
         if name is None:
-            raise DataError(f"{path} is a table; say by {flag} COLUMN which of {', '.join(columns)} it is.")
+            what = "tells the task of a row" if flag == "--group" else "is to be predicted"
+            raise DataError(f"{path} is a table; say by {flag} COLUMN which of {', '.join(columns)} {what}.")
         if name not in columns:
             raise DataError(f"{path} has no column {name!r} for {flag}; it has {', '.join(columns)}.")
     features = [name for name in columns if name not in (group, target)]

@@ -103,7 +103,7 @@ class FewShot:
             (inputs,) = read_program(program).in_avals
         except Exception as error:  # of a newer JAX, whose files may have any form
             raise CheckpointError(
-                f"{file} holds a program that jax {jax.__version__} cannot read; install a newer version."
+                f"{file} holds a program that jax {jax.__version__} cannot read; install a newer jax."
             ) from error
         loaded = cls(None, (), (), queries=about["queries"])
         loaded._answers_by(

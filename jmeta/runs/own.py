@@ -122,7 +122,10 @@ def _own_model(name: str) -> ModelEntry:
         make.__signature__ = inspect.signature(thing.__init__)  # type: ignore[attr-defined]
 
         return ModelEntry(make, summary, "", lambda make: adapters.nnx(lambda rngs: make(rngs=rngs)))
-    raise ConfigError(f"--model {name} is no Linen or NNX class; name one, or adapt it in Python by jmeta.Run.")
+    raise ConfigError(
+        f"--model {name} is no Linen or NNX class; name one, or train it in Python by jmeta.fit with an adapter, "
+        "jmeta.equinox or jmeta.haiku."
+    )
 
 
 def _found_model(folder: Path) -> ModelEntry:

@@ -22,7 +22,7 @@ from jmeta.inputs import Standardisation
 from jmeta.runs import settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.config import SETTINGS, VERSION, Config, check_values
-from jmeta.runs.own import data_entry
+from jmeta.runs.own import data_entry, found_out
 from jmeta.runs.registry import DATA
 from jmeta.runs.shapes import from_json, to_json
 from jmeta.step import TrainState
@@ -205,14 +205,20 @@ class Run:
             data not in DATA and Path(data).is_dir() and len(shape) == 3
         ):  # images are brought to what the run was trained with
             own = {"size": shape[0] if shape[0] == shape[1] else shape[:2], "channels": shape[2]} | own
+        if Path(data).suffix in (".csv", ".parquet"):  # a table has the columns of the one that was trained on
+            own = {name: self.config.own[name] for name in ("group", "target") if name in self.config.own} | own
         entry = data_entry(data, own)
         if entry.kind != self.config.kind:
-            raise ConfigError(f"{data} is a {entry.kind}, and the run was trained on a {self.config.kind}.")
-        about = {**own, "kind": entry.kind, "division": entry.division} if entry.division else {}
+            raise ConfigError(
+                f"{data} is a {entry.kind}, and the run was trained on a {self.config.kind}; give data of that kind."
+            )
+        about = {**own, **found_out(entry)} if entry.division else {}
         other = dataclasses.replace(self, config=dataclasses.replace(self.config, data=data, own=about), shapes={})
         there = other.input_shape
         if shape != there:
-            raise DataError(f"{data} has inputs of shape {list(there)}, and the run {list(shape)}; bring them to it.")
+            raise DataError(
+                f"{data} has inputs of shape {list(there)}, and the run {list(shape)}; bring them to that shape."
+            )
         return other
 
     def classifier(self) -> FewShotClassifier:

@@ -94,9 +94,11 @@ def _check_support(learner: str, data: str, source: DataEntry) -> None:
     """A learner that acts needs an environment to act in, and another one examples."""
     acting = source.kind == "environment"
     if LEARNERS[learner].acts != acting:
-        fits = [name for name, other in LEARNERS.items() if other.acts == acting]
-        kind = "an environment" if acting else "no environment"
-        raise ConfigError(f"{data} is {kind}, which {learner} cannot learn from; use {' or '.join(fits)}.")
+        if acting:
+            fits = " or ".join(name for name, other in LEARNERS.items() if other.acts)
+            raise ConfigError(f"{data} is an environment, which {learner} cannot learn from; use --learner {fits}.")
+        fits = " or ".join(name for name, other in DATA.items() if other.kind == "environment")
+        raise ConfigError(f"{learner} learns by acting in an environment, and {data} is none; use --data {fits}.")
 
 
 def _has_meaning(setting: Setting, makes: Mapping[str, Callable[..., Any]], chosen: LearnerEntry) -> bool:
@@ -152,7 +154,10 @@ def _descriptions(learner: str, source: DataEntry, data: str, given: str | None)
         raise ConfigError(f"--descriptions has no meaning for {learner}; leave it away.")
     if not kinds:
         others = [name for name, other in DATA.items() if other.descriptions]
-        raise ConfigError(f"{learner} reads descriptions of classes and {data} has none; use {' or '.join(others)}.")
+        raise ConfigError(
+            f"{learner} reads descriptions of classes and {data} has none; use {' or '.join(others)}, or "
+            "data of your own whose classes have names."
+        )
     if given is not None:
         lookup(dict.fromkeys(kinds), given, f"kind of descriptions of {data},")
     return given or kinds[0]
@@ -291,8 +296,13 @@ def _fitting(config: Config, make: Callable[[], TrainState]) -> TrainState:
         raise
     except Exception as error:  # a network raises whatever it meets in inputs of another shape
         raise ModelError(
-            f"{config.model} cannot take the inputs of {config.data}; leave --model away, or choose another."
+            f"{config.model} cannot take the inputs of {config.data} ({_reason(error)}); choose another --model or "
+            "other --network options, or leave them away."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
 
 
 def like(config: Config, learner: MetaLearner, source: TaskSource | Task) -> TrainState:

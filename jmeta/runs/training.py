@@ -210,9 +210,10 @@ def _trained(
             return on_one_device(fitted.train_state)  # what comes after is not done by each of them
     except NonFiniteError as error:
         save(folder / LAST, error.train_state)
+        rates = "--resume --outer-rate" + (" or --resume --inner-rate" if config.inner_rate is not None else "")
         help_ = (
-            f"the run keeps what it had at step {error.step}: go on with other rates by --resume --outer-rate or "
-            "--resume --inner-rate, or train anew with another --out"
+            f"the run keeps what it had at step {error.step}: go on with other rates by {rates}, or train anew with "
+            "another --out"
         )
         raise NonFiniteError(f"{str(error).rstrip('.')}; {help_}.", error.step, error.train_state) from error
 
