@@ -155,7 +155,9 @@ def test_persistent_inner_variables_outlive_scans_and_checkpoints(tmp_path):
     restored = jmeta.restore(tmp_path / "half", like)
     rest = jmeta.fit(KEY, learner, source(), steps=6, log_every=2, train_state=restored, **options)
     assert np.abs(whole.state[0]).max() > 1e-3
-    jax.tree.map(np.testing.assert_array_equal, (whole.params, whole.state), (rest.params, rest.state))
+    # scans of other lengths are other programs, whose last bits XLA may round in another way
+    same = partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(same, (whole.params, whole.state), (rest.params, rest.state))
 
 
 def test_inner_variables_start_anew_otherwise():
