@@ -1,5 +1,7 @@
 """Hypergradients against closed forms, finite differences and loops of a few lines; persistence; what is refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
