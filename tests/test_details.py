@@ -114,7 +114,7 @@ def test_episodes_that_are_not_finite_are_named_or_left_out_and_counted():
     assert f"{sum(bad)} of 40 episodes are not finite, the first of them episode {bad.index(True)}" in str(
         caught[0].message
     )
-    assert "'query/targets' of task 0 is not finite: entry [0, 2, 0], row 102; skip_non" in str(caught[0].message)
+    assert "'query/targets' of task 0 is not finite: entry [0, 2, 0], row 102; look at" in str(caught[0].message)
     result = jmeta.evaluate(KEY, MAML, params, state, source, skip_nonfinite=True, **options)
     assert result["skipped"] == sum(bad) and result["episodes"] == 40 - sum(bad)
     whole, losses = jmeta.evaluate(KEY, MAML, params, state, SINUSOID, **options), []

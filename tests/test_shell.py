@@ -273,7 +273,7 @@ def test_minutes_fix_the_number_of_steps(place, capsys):
     main("train", *SMALL[:-3], "--minutes", "0.001", "--no-report", "--out", "run")
     assert "10 meta-steps fit into 0.001 minutes" in capsys.readouterr().err
     assert jmeta.load("run").config.steps == 10
-    assert "no --steps beside it" in fails(capsys, "train", *SMALL, "--minutes", "1", "--out", "other")
+    assert "both say how long to train" in fails(capsys, "train", *SMALL, "--minutes", "1", "--out", "other")
 
 
 def test_curves_go_to_csv_as_well(place):
