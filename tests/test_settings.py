@@ -4,7 +4,9 @@ import json
 from itertools import product
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 import jmeta
 from jmeta.errors import lookup
@@ -267,3 +269,15 @@ def test_what_acts_begins_in_every_environment(learner, data):
     source = settings.make_source(config, "test")
     made = settings.make_learner(config, source)
     assert jax.eval_shape(lambda: settings.begin(config, made, source)).step.shape == ()
+
+
+def test_queries_of_data_of_ones_own_fit_beside_the_place_of_a_shot(tmp_path):
+    folder = tmp_path / "own"
+    for name in "abcdefgh":
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((6, 6), 60 * i, np.uint8)).save(folder / name / f"{i}.png")
+    config = settings.resolve("zero_shot", str(folder))
+    assert (config.shots, config.queries) == (0, 3)
+    source = settings.make_source(config, "test")
+    assert source.sample(jax.random.key(0), source.data).query.inputs.shape[0] == 3 * config.ways
