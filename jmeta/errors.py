@@ -110,3 +110,13 @@ def moved(module: str, name: str, places: Mapping[str, str]) -> Any:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     warnings.warn(f"{module}.{name} is {place}.{name} now; import it from there.", DeprecationWarning, stacklevel=3)
     return getattr(importlib.import_module(place), name)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what went wrong at first: libraries wrap what the system said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return (text[:200] or type(error).__name__).rstrip(".;: ")

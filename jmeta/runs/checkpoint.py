@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmeta.devices import on_one_device
-from jmeta.errors import CheckpointError, ConfigError
+from jmeta.errors import CheckpointError, ConfigError, reason_of
 from jmeta.files import write_whole
 from jmeta.step import TrainState
 from jmeta.tree import path_name
@@ -73,7 +73,7 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
     except Exception as error:  # Orbax and what it writes with raise errors of many kinds
         _remove([new])
         raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {path} ({_reason(error)}); make room there, or save "
+            f"the checkpoint of step {step} cannot be written to {path} ({reason_of(error)}); make room there, or save "
             "elsewhere: those before it are as they were."
         ) from error
     _remove(old.with_name(f"{old.name}.replaced") for old in replaced)
@@ -175,16 +175,6 @@ def _reserve(file: Path, tree: PyTree) -> None:
         else:
             stream.write(bytes(size))
     file.unlink()
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong at first: libraries wrap what the system said."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())
-    return (text[:200] or type(error).__name__).rstrip(".;: ")
 
 
 def _read(checkpoint: Path, like: PyTree | None) -> Any:

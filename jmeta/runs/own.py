@@ -70,7 +70,7 @@ def _own_entry(name: str, own: str, changed: int) -> DataEntry:
 
 
 def found_out(entry: DataEntry) -> dict[str, Any]:
-    """What a run keeps of data of your own beside what was asked for: kind, division, standardisation."""
+    """What a run keeps of data of your own beside its settings: kind, division, standardisation."""
     found: dict[str, Any] = {"kind": entry.kind, "division": entry.division}
     return found | ({"standardisation": entry.standardisation._asdict()} if entry.standardisation else {})
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 
 from jmeta.core import MetaLearner, Task, TaskSource
 from jmeta.data.own import is_path
-from jmeta.errors import ConfigError, JmetaError, ModelError, lookup
+from jmeta.errors import ConfigError, JmetaError, ModelError, lookup, reason_of
 from jmeta.runs.config import OWN, SETTINGS, VERSION, Config, Setting, check_choices, check_values, flag
 from jmeta.runs.entries import LOSSES, DataEntry, LearnerEntry
 from jmeta.runs.own import asked, data_entry, found_out, model_entry
@@ -297,13 +297,9 @@ def _fitting(config: Config, make: Callable[[], TrainState]) -> TrainState:
         raise
     except Exception as error:  # a network raises whatever it meets in inputs of another shape
         raise ModelError(
-            f"{config.model} cannot take the inputs of {config.data} ({_reason(error)}); choose another --model or "
+            f"{config.model} cannot take the inputs of {config.data} ({reason_of(error)}); choose another --model or "
             "other --network options, or leave them away."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
 
 
 def like(config: Config, learner: MetaLearner, source: TaskSource | Task) -> TrainState:

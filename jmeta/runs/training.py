@@ -51,16 +51,16 @@ class Parts(NamedTuple):
 
 
 def on_all_cores(config: Config) -> Config:
-    """The settings of a new run with one device a core of a CPU, where nothing else was asked for.
+    """The settings of a new run with one device a core of a CPU, unless `devices` is given.
 
-    Tasks of images are faster so than by threads inside of operations; tasks of a few numbers and trajectories, which
-    are computed together, are not.
+    Convolutions on few images do not fill the threads of an operation; a regression's few numbers and trajectories are
+    computed for all tasks together.
 
     Args:
-        config: as asked for.
+        config: the settings.
 
     Returns:
-        The same with `devices`, or as they were.
+        The same, for a classification with `devices`.
     """
     if config.devices is not None or config.kind != "classification":
         return config
