@@ -175,7 +175,12 @@ def trainings(only: str, steps: tuple[int, ...], seeds: int) -> Iterator[tuple[R
 
 
 def run(
-    only: str = "", steps: tuple[int, ...] = (1000, 8000), seeds: int = 3, file: Path = RESULTS / "normalisation.json"
+    only: str = "",
+    steps: tuple[int, ...] = (1000, 8000),
+    seeds: int = 3,
+    file: Path = RESULTS / "normalisation.json",
+    share: tuple[int, int] = (0, 1),
+    minutes: float = float("inf"),
 ) -> None:
     """Measures what is not there yet and prints the tables.
 
@@ -184,10 +189,13 @@ def run(
         steps: meta-steps; all but the first are for the rows that are trained for long.
         seeds: seeds of each row.
         file: where the results are kept.
+        share: `i n`: every nth row and data set, from the ith on, for several processes with a file each.
+        minutes: after which no training begins.
     """
-    results = Results(file, {"episodes": EPISODES})
-    for training in trainings(only, steps, seeds):
-        results.get(name_of(*training), partial(measure, *training))
+    results, begin = Results(file, {"episodes": EPISODES}), time.monotonic()
+    for k, training in enumerate(trainings(only, steps, seeds)):
+        if k // seeds % share[1] == share[0] and time.monotonic() - begin < 60 * minutes:
+            results.get(name_of(*training), partial(measure, *training))
     for data in DATA:
         print(f"\n{data}\n\n{markdown(results.rows, data, steps, seeds)}")
 
