@@ -104,11 +104,11 @@ class Small(nn.Module):
 def test_meta_gradients_are_those_of_the_default():
     images = np.random.default_rng(0).normal(size=(4, 5, 4, 5)).astype("float32")
     source = jmeta.from_arrays(images, np.repeat(np.arange(2), 2), ways=2, queries=1)
-    tasks = jax.vmap(source.sample, (0, None))(jax.random.split(jax.random.key(1), 2), source.data)
+    tasks = jax.jit(jax.vmap(source.sample, (0, None)))(jax.random.split(jax.random.key(1), 2), source.data)
     ours, theirs = (
         jmeta.maml(jmeta.linen(Small(conv)), inner_rate=0.1, inner_steps=1) for conv in (pallas, conv_general_dilated)
     )
-    params, state = theirs.init(jax.random.key(0), jax.tree.map(lambda x: x[0], tasks))
+    params, state = jax.jit(theirs.init)(jax.random.key(0), jax.tree.map(lambda x: x[0], tasks))
 
     def gradient(learner):
         return jax.grad(lambda θ: learner.objective(jax.random.key(2), θ, state, tasks)[0])(params)
