@@ -28,6 +28,7 @@ import optax
 from flax import linen as nn
 
 import jmeta
+from jmeta.models.convolution import conv_general_dilated
 from jmeta.models.networks import Conv4
 from jmeta.models.norms import Norm, norm_layer
 
@@ -97,9 +98,11 @@ class Network(nn.Module):
         return nn.Dense(5, name="head")(x.astype(jnp.float32))
 
 
-# The convolution as jmeta lowers it, patches and a batched product off the CPU, and as JAX batches its own, in groups.
+# The convolution as jmeta lowers it, patches and a batched product off the CPU; as its kernels for NVIDIA GPUs, which
+# a CPU interprets; and as JAX batches its own, in groups.
 LOWERINGS: Mapping[str, Callable[..., Any]] = {
     "patches": jmeta.Conv,
+    "pallas": partial(nn.Conv, conv_general_dilated=partial(conv_general_dilated, lowering="pallas")),
     "grouped": partial(nn.Conv, conv_general_dilated=jax.lax.conv_general_dilated),
 }
 

@@ -10,11 +10,13 @@ independent pairs (the tasks), lowered to the form that the backend runs fast:
 * CPU: one convolution after the other, in the canonical layout (NHWC input, HWIO kernel), which alone is fast there.
   What JAX derives from `lax.conv_general_dilated` under `vmap` over kernels is a grouped convolution, whose second
   derivatives are 10 to 100 times slower.
-* elsewhere: patches and one batched matmul.
+* elsewhere: patches and one batched matmul;
+* on request, on NVIDIA GPUs: the kernels of `pallas_convolution`, which write no patches.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
 import jax
@@ -37,6 +39,7 @@ class Window(NamedTuple):
         padding: `(low, high)` of each axis.
         dilation: spacing of the kernel's entries.
         precision: as in `jax.lax.Precision`; None is the backend's default.
+        lowering: `"loop"`, `"patches"` or `"pallas"`; None is the backend's default.
     """
 
     inputs: tuple[int, ...]
@@ -45,6 +48,7 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     precision: Any = None
+    lowering: str | None = None
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -72,6 +76,7 @@ class Window(NamedTuple):
 
 Sizes = Sequence[int]
 Padding = Sequence[tuple[int, int]]
+LOWERINGS = ("loop", "patches", "pallas")
 
 
 def _canonical(
@@ -200,8 +205,18 @@ def _bilinear(
     # `update` keeps what else belongs to the type, such as the axes of a `shard_map` over which it varies.
     primitive.def_abstract_eval(lambda a, b, *, window: a.update(shape=shape(a, b, window), weak_type=False))
     primitive.def_impl(jax.jit(lambda a, b, *, window: primitive.bind(a, b, window=window), static_argnames="window"))
-    mlir.register_lowering(primitive, mlir.lower_fun(matmul, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(loop, multiple_results=False), platform="cpu")
+
+    def lowered(a: Array, b: Array, *, window: Window, default: str, interpret: bool | None) -> Array:
+        how = window.lowering or default
+        if how == "pallas" and interpret is not None:
+            from .pallas_convolution import apply
+
+            return apply(name, a, b, window, interpret, otherwise=matmul)
+        return (loop if how == "loop" else matmul)(a, b, window=window)
+
+    for platform, default, interpret in ((None, "patches", None), ("cuda", "patches", False), ("cpu", "loop", True)):
+        rule = mlir.lower_fun(partial(lowered, default=default, interpret=interpret), multiple_results=False)
+        mlir.register_lowering(primitive, rule, platform=platform)
 
     def batch(operands: Sequence[Array], axes: Sequence[Any], *, window: Window) -> tuple[Array, int]:
         mapped = [axis is not None for axis in axes]
@@ -263,6 +278,7 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
+    lowering: str | None = None,
 ) -> Float[Array, "n ... features"]:
     """`jax.lax.conv_general_dilated` in the layout NHWC, HWIO, NHWC, fast under vmap over kernels and to any order.
 
@@ -278,12 +294,14 @@ def conv_general_dilated(
         dimension_numbers: None, or the layout NHWC, HWIO, NHWC; taken so that the signature is that of `jax.lax`.
         feature_group_count: groups of channels that do not see each other.
         precision: as in `jax.lax.Precision`.
+        lowering: `"loop"`, `"patches"` or `"pallas"` (kernels for NVIDIA GPUs, interpreted on a CPU and patches where
+            they do not fit); default by the backend. The derivatives inherit it.
 
     Returns:
         `[n, *out, features]`.
 
     Raises:
-        ValueError: another layout, or a kernel larger than the padded input.
+        ValueError: another layout, a kernel larger than the padded input, or an unknown lowering.
 
     Example:
         >>> import jax.numpy as jnp
@@ -296,6 +314,8 @@ def conv_general_dilated(
     layout = lax.ConvDimensionNumbers((0, rank + 1, *space), (rank + 1, rank, *range(rank)), (0, rank + 1, *space))
     if dimension_numbers is not None and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != layout:
         raise ValueError("the convolution takes the layout NHWC, HWIO, NHWC; transpose the operands.")
+    if lowering not in (None, *LOWERINGS):
+        raise ValueError(f"there is no lowering {lowering!r}; take one of {', '.join(LOWERINGS)}.")
     if lhs_dilation is not None:
         interior = [(0, 0, d - 1) for d in lhs_dilation]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *interior, (0, 0, 0)])
@@ -305,7 +325,7 @@ def conv_general_dilated(
         spread = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         padding = lax.padtype_to_pads(inputs, spread, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    window = Window(tuple(inputs), tuple(kernel), strides, pads, dilation, precision)
+    window = Window(tuple(inputs), tuple(kernel), strides, pads, dilation, precision, lowering)
     if 0 in window.outputs:
         raise ValueError(f"the kernel {list(kernel)} does not fit into the padded input; inputs are {list(inputs)}.")
     # Groups are independent pairs of an input and a kernel, as tasks are.
