@@ -28,6 +28,7 @@ import optax
 from flax import linen as nn
 
 import jmeta
+from benchmarks.packed import pack, packed
 from jmeta.models.convolution import conv_general_dilated
 from jmeta.models.networks import Conv4
 from jmeta.models.norms import Norm, norm_layer
@@ -376,26 +377,6 @@ def reward(job: Job) -> None:
     taken, steps = seconds(program, start, repeats=3) / 2, environments * episodes * pulls
     about = {"learner": "rl2", "data": "bandit", "tasks": environments}
     job.note(**about, ms=1e3 * taken, environment_steps_a_second=steps / taken)
-
-
-def pack(file: Path) -> None:
-    """Omniglot in one file, from where tensorflow-datasets has it: the classes of `jmeta.omniglot`, not rotated."""
-    parts = {}
-    for split in ("train", "test"):
-        source = jmeta.omniglot(split=split, rotations=False)
-        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(source.data)]
-        images = next(x for x in jax.tree.leaves(source.data) if x.ndim == 4)
-        if len(images) % 20:
-            raise SystemExit(f"Omniglot has 20 drawings a character, these arrays are {shapes}")
-        parts[split] = np.packbits(np.asarray(images)[..., 0] > 127, axis=-1)
-    np.savez_compressed(file, **parts)  # type: ignore[arg-type]
-
-
-def packed(file: Path, split: str) -> jmeta.TaskSource:
-    """The episodes of a file of `pack`, rotations as classes of their own."""
-    images = np.unpackbits(np.load(file)[split], axis=-1)[..., :28] * np.uint8(255)
-    turned = np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(4)])[..., None]
-    return jmeta.from_arrays(turned, np.repeat(np.arange(len(turned) // 20), 20))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -21,7 +21,7 @@ class Results:
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
-        self.file = file
+        self.file, self.settings = file, settings
         stored = json.loads(file.read_text()) if file.exists() else {}
         same = stored.get("settings") == json.loads(json.dumps(settings))
         self.rows: dict[str, Any] = stored["rows"] if same else {}
@@ -29,9 +29,9 @@ class Results:
             print(f"{len(self.rows)} results are in {file} and not measured again; delete it to do so", flush=True)
         self._about = {"settings": settings, "environment": environment(PACKAGES)}
 
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The result of that name, computed and stored if it is not there yet."""
-        if name not in self.rows:
+    def get(self, name: str, compute: Callable[[], Any], *, again: bool = False) -> Any:
+        """The result of that name, computed and stored if it is not there yet or shall be computed again."""
+        if again or name not in self.rows:
             self.rows[name] = json.loads(json.dumps(compute()))
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.file, json.dumps({**self._about, "rows": self.rows}, indent=2) + "\n")

@@ -12,6 +12,7 @@ import pytest
 import jmeta
 from benchmarks import accelerator, bilevel, latency, learners, molecules, profile, side_information
 from benchmarks.machine import environment
+from benchmarks.packed import packed
 from benchmarks.speed import report, worker
 from benchmarks.speed.cases import CASES, flops
 from benchmarks.speed.measure import check_losses, measure
@@ -234,7 +235,7 @@ def test_omniglot_travels_in_one_file(tmp_path):
     except jmeta.DataError as error:
         pytest.skip(str(error))
     accelerator.main(["--pack", str(tmp_path / "omniglot.npz")])
-    source = accelerator.packed(tmp_path / "omniglot.npz", "test")
+    source = packed(tmp_path / "omniglot.npz", "test")
     given = jmeta.omniglot(split="test")
     task, expected = (s.sample(jax.random.key(0), s.data) for s in (source, given))
     assert set(np.unique(task.query.inputs)) == {0.0, 1.0}

@@ -1,0 +1,1 @@
+"""The papers' tables, reproduced: `python -m benchmarks.papers`."""
