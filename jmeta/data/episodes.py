@@ -314,7 +314,7 @@ def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Ar
 
 def choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int) -> Int[Array, "rows"]:
     """`rows` of the first `count` rows, without replacement, in random order; `most` bounds `count`."""
-    score = jnp.where(jnp.arange(most) < count, jax.random.uniform(key, (most,)), -1.0)
+    score = jnp.where(jnp.arange(most, dtype=count.dtype) < count, jax.random.uniform(key, (most,)), -1.0)
     return jax.lax.top_k(score, rows)[1]
 
 
