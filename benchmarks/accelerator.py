@@ -457,11 +457,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--small", action="store_true", help="the small form, for a CPU, in one process")
     parser.add_argument("--omniglot", type=Path, help="a file of --pack, to train on")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write Omniglot into one file, and end")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accelerator.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/accelerator.jsonl"))
     flags = parser.parse_args(arguments)
     if flags.pack:
         pack(flags.pack)
         return []
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.unlink(missing_ok=True)
     size, begin = SMALL if flags.small else Size(), time.time()
     if flags.small:
