@@ -20,6 +20,7 @@ from jmeta.inner import (
     descend,
     with_statistics,
 )
+from jmeta.numbers import Number
 from jmeta.solvers import LinearSolver, conjugate_gradient
 from jmeta.solvers import neumann as neumann
 from jmeta.tree import combine, partition, widened
@@ -270,7 +271,7 @@ def _descent(
     return solve
 
 
-def _add_proximal(weight: float, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
+def _add_proximal(weight: Number, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
     """The gradient of the inner loss with ½ λ ‖φ − θ‖²."""
     return jax.tree.map(lambda g, φ, θ: g + weight * (φ - θ), gradient, φ, θ) if weight else gradient
 

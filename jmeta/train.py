@@ -223,7 +223,7 @@ def _of_seed(i: int, seeds: int | None, tree: PyTree) -> PyTree:
 
 
 def _tell_broken(
-    learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int, broken: np.ndarray, stopped: Any
+    learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int, broken: Any, stopped: Any
 ) -> None:
     """Raises `NonFiniteError` where every seed, or the only one, has stopped, and else warns of those that just did."""
     steps = train_state.step

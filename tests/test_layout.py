@@ -10,8 +10,8 @@ import jmeta
 
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
-    {"errors", "tree", "compilation", "files", "inputs", "solvers"},
-    {"devices"},
+    {"errors", "numbers", "tree", "compilation", "files", "inputs"},
+    {"devices", "solvers"},
     {"masks", "metrics", "distances"},
     {"core"},
     {"embedding"},
