@@ -85,10 +85,15 @@ def cores_for(tasks: int) -> int:
 def share(mesh: Mesh | None, tasks: int, seeds: int | None = None) -> int:
     """The tasks of each device; raises `ConfigError` where they, or the seeds, are not equally many."""
     devices = devices_of(mesh, seeds)
-    if mesh is not None and seeds is not None:
-        _check_divides(mesh.shape.get(SEEDS, 1), seeds, "seeds", "seeds")
+    check_seeds(mesh, seeds)
     _check_divides(devices, tasks, "tasks", "tasks a step")
     return tasks // devices
+
+
+def check_seeds(mesh: Mesh | None, seeds: int | None) -> None:
+    """Raises `ConfigError` where the devices along the axis `seeds`, if there is one, do not divide the seeds."""
+    if mesh is not None and seeds is not None:
+        _check_divides(mesh.shape.get(SEEDS, 1), seeds, "seeds", "seeds")
 
 
 def _check_divides(devices: int, count: int, what: str, taken: str) -> None:

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from rich.table import Table
 from jmeta.cli.show import as_json, interval, print_result, progress, result_table
 from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
+from jmeta.metrics import seeds_interval
 from jmeta.runs import settings
 from jmeta.runs.assessment import assess
 from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
@@ -265,16 +265,12 @@ def _toml_value(value: Any) -> str:
 def _print_seeds(flags: Train, results: list[Mapping[str, Any]]) -> None:
     """Each seed with its interval over episodes, and their mean with that over seeds."""
     config = read_config(flags.out / f"seed-{flags.seeds[0]}")
-    from scipy import stats
-
     metric = config.metric.__name__
     table = Table("seed", f"{metric.replace('_', ' ')}, 95 % interval over episodes")
     for seed, result in zip(flags.seeds, results, strict=True):
         table.add_row(str(seed), interval(config, result))
-    values = np.asarray([result[metric] for result in results])
-    # Student's t, as few seeds know their own spread badly
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    summary = {metric: float(values.mean()), "ci95": half, "seeds": list(flags.seeds), "results": results}
-    table.add_row(f"mean of {len(values)} seeds, 95 % interval over seeds", interval(config, summary))
+    mean, half = seeds_interval([result[metric] for result in results])
+    summary = {metric: mean, "ci95": half, "seeds": list(flags.seeds), "results": results}
+    table.add_row(f"mean of {len(results)} seeds, 95 % interval over seeds", interval(config, summary))
     write_whole(flags.out / "seeds.json", as_json(summary, indent=2) + "\n")
     Console().print(table)
