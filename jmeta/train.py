@@ -279,9 +279,12 @@ def _bar(steps: int, done: int) -> Iterator[Callable[[Metrics], None]]:
     columns = TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=steps, completed=done, note="compiling")
-        yield lambda metrics: progress.update(
-            bar, completed=np.max(metrics["step"]), note=f"loss {np.nanmean(metrics['loss']):.4g}"
-        )
+
+        def show(metrics: Metrics) -> None:
+            losses = [x for x in np.ravel(metrics["loss"]) if not np.isnan(x)]  # a seed that stopped has none
+            progress.update(bar, completed=int(np.max(metrics["step"])), note=f"loss {np.mean(losses or np.nan):.4g}")
+
+        yield show
 
 
 def _drawn(

@@ -28,7 +28,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"learners"},
     {"rl", "search"},
     {"calibration", "estimators", "export"},
-    {"runs"},
+    {"runs", "sweep"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
