@@ -33,7 +33,8 @@ class Row(NamedTuple):
     Args:
         values: the hyper-parameters, by name.
         last: the last row of the history.
-        evaluation: what `evaluate` reports, of many seeds as with `seeds=`; empty where nothing was evaluated.
+        evaluation: what `evaluate` reports, of many seeds as with `seeds=`; NaN where an episode is not finite, empty
+            where nothing was evaluated.
         params: θ.
         state: the learner's state.
     """
@@ -169,7 +170,9 @@ def sweep(
         tester, n = _of_all(make_tester or make_learner, cells), len(everyone)
         ask: dict[str, Any] = {"episodes": episodes, "metric": metric, "seeds": n, "mesh": mesh}
         unseen = jax.random.key(1) if evaluation_key is None else evaluation_key
-        results = evaluate(unseen, tester, fitted.params, fitted.state, evaluation_source, **ask)["results"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* episodes of seed")  # their result is NaN
+            results = evaluate(unseen, tester, fitted.params, fitted.state, evaluation_source, **ask)["results"]
     name = "loss" if evaluation_source is None else getattr(metric, "__name__", "metric")
     rows = []
     for i, cell in enumerate(cells):

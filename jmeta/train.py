@@ -214,7 +214,7 @@ def fit(
                         stacklevel=2,
                     )
                 break
-    train_state = divided(mesh, seeds, train_state)
+    train_state = replicated(mesh, train_state)  # of which seeds can be taken by their number
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
