@@ -366,7 +366,9 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             optimiser_state: PyTree = None,
         ) -> Adapted:
             θ, fixed = partition(problem.adaptable, params)
-            θ = jax.lax.stop_gradient(θ) if violated(λ != 0) else θ  # where an outer loop is told that its gradient is zero
+            θ = (
+                jax.lax.stop_gradient(θ) if violated(λ != 0) else θ
+            )  # where an outer loop is told that its gradient is zero
             return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
         return with_statistics(problem, solve)

@@ -45,14 +45,15 @@ def devices_of(mesh: Any, seeds: int | None = None) -> int:
     return mesh.shape.get(AXIS, 1)
 
 
-def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
+def mesh_of(devices: int | None, axis: str = AXIS) -> jax.sharding.Mesh | None:
     """The mesh of so many devices, of a CPU as well as long as JAX has not started; None for one device.
 
     Args:
         devices: how many; None is 1.
+        axis: the name of its axis.
 
     Returns:
-        A mesh with an axis `tasks`.
+        A mesh.
 
     Raises:
         ConfigError: there are fewer.
@@ -63,14 +64,14 @@ def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
         jax.config.update("jax_num_cpu_devices", devices)
     if jax.device_count() < devices:
         raise ConfigError(f"there are {jax.device_count()} devices, not {devices}; ask for at most as many.")
-    return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.make_mesh((devices,), (axis,), (AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def cores_for(tasks: int) -> int:
     """How many devices of a CPU, one a core, the tasks of a meta-step can be divided over; 1 on an accelerator.
 
     Args:
-        tasks: of a meta-step.
+        tasks: of a meta-step, or seeds.
 
     Returns:
         The largest number of cores that divides them; 1 where JAX has started with fewer devices.

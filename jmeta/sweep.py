@@ -84,7 +84,7 @@ class Sweep(NamedTuple):
 
 def sweep(
     make_learner: Callable[..., MetaLearner],
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Sequence[float | int]],
     key: Keys,
     source: TaskSource,
     *,
@@ -187,7 +187,7 @@ def sweep(
     return Sweep(rows, name)
 
 
-def _cells(make_learner: Callable[..., MetaLearner], values: Mapping[str, Sequence[float]]) -> tuple[Cell, ...]:
+def _cells(make_learner: Callable[..., MetaLearner], values: Mapping[str, Sequence[float | int]]) -> tuple[Cell, ...]:
     taken = inspect.signature(make_learner).parameters
     if not values:
         raise ConfigError('there is nothing to sweep over; give values by name, as {"inner_rate": [0.1, 0.2]}.')
@@ -230,7 +230,7 @@ def _of_all(make_learner: Callable[..., MetaLearner], cells: tuple[Cell, ...]) -
     return MetaLearner(init, adapt, predict, objective, collect)
 
 
-def _chosen(cell: Array, column: Sequence[float]) -> Array:
+def _chosen(cell: Array, column: Sequence[float | int]) -> Array:
     """The number of a cell, as free in its type as one of Python."""
     return lax.select_n(cell, *(jnp.asarray(x) for x in column))
 
