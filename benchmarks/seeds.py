@@ -1,8 +1,8 @@
 """All seeds of a learner in one program against a run of each: `python -m benchmarks.seeds`.
 
 MAML on sinusoids, 10 shots, 25 tasks a meta-step. Each way is a process of its own, as the devices of a CPU are settled
-before JAX starts: runs in turn, with threads inside of operations; one program; one program over two devices, one a core.
-The ways take turns; a number is the median of whole calls of `jmeta.fit`, compilation apart.
+before JAX starts: runs in turn, with threads inside of operations; one program; one program over two devices, one a
+core. The ways take turns; a number is the median of whole calls of `jmeta.fit`, compilation apart.
 """
 
 import json

@@ -155,7 +155,7 @@ def seeds_of(keys: Array) -> int | None:
 
 
 def over_seeds(
-    mesh: Mesh | None, seeds: int | None, function: Callable[[Mesh | None, Any, Any], Any], *, in_turn: bool = False
+    mesh: Mesh | None, seeds: int | None, function: Callable[[Mesh | None, Any, Any], Any]
 ) -> Callable[[Any, Any], Any]:
     """A function of one seed, of all: in one program, divided over the axis `seeds` of the mesh where it has one.
 
@@ -163,8 +163,6 @@ def over_seeds(
         mesh: with an axis `seeds` or `tasks`, or both; None for one device.
         seeds: how many; None for one, without an axis.
         function: `(mesh, own, whole) -> outputs`, of one seed: the mesh of its tasks, what is its own, what all share.
-        in_turn: whether the seeds of a device are computed one after the other, so that of a condition one way alone
-            is computed.
 
     Returns:
         `(own, whole) -> outputs`, where all that is own, and the outputs, have a leading axis of seeds.
@@ -177,10 +175,7 @@ def over_seeds(
     def each(own: Any, whole: Any) -> Any:
         inside = (jax.sharding.get_abstract_mesh() if by_seed else mesh) if has_tasks else None
 
-        def one(own: Any) -> Any:
-            return function(inside, own, whole)
-
-        return lax.map(one, own) if in_turn else jax.vmap(one)(own)
+        return jax.vmap(lambda own: function(inside, own, whole))(own)
 
     if not by_seed:
         return each

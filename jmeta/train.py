@@ -341,5 +341,4 @@ def _run(
 
         return lax.scan(until_done, train_state, length=length)
 
-    # of a task that is left out nothing may be computed, as what is not finite would stay in the derivative
-    return over_seeds(mesh, seeds, of_seed, in_turn=skip_nonfinite)((train_state, steps), data)
+    return over_seeds(mesh, seeds, of_seed)((train_state, steps), data)
