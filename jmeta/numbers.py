@@ -5,7 +5,7 @@ from typing import TypeAlias
 import jax
 from jaxtyping import Array
 
-Number: TypeAlias = float | Array
+Number: TypeAlias = float | int | Array
 
 
 def violated(condition: bool | Array) -> bool:
