@@ -86,6 +86,7 @@ from jmeta.runs.run import Run, load
 from jmeta.search.architecture import darts, genotype, random_genotype, search_tasks
 from jmeta.solvers import conjugate_gradient, neumann
 from jmeta.step import TrainState, make_step
+from jmeta.sweep import Sweep, sweep
 from jmeta.train import Fit, fit, init
 
 __version__ = "0.2.0.dev0"

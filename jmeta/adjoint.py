@@ -20,6 +20,7 @@ from jmeta.inner import (
     descend,
     with_statistics,
 )
+from jmeta.numbers import Number, violated
 from jmeta.solvers import LinearSolver, conjugate_gradient
 from jmeta.solvers import neumann as neumann
 from jmeta.tree import combine, partition, widened
@@ -270,9 +271,11 @@ def _descent(
     return solve
 
 
-def _add_proximal(weight: float, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
+def _add_proximal(weight: Number, gradient: PyTree, φ: PyTree, θ: PyTree) -> PyTree:
     """The gradient of the inner loss with ½ λ ‖φ − θ‖²."""
-    return jax.tree.map(lambda g, φ, θ: g + weight * (φ - θ), gradient, φ, θ) if weight else gradient
+    if violated(weight != 0):
+        return gradient
+    return jax.tree.map(lambda g, φ, θ: g + weight * (φ - θ), gradient, φ, θ)
 
 
 def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 0.3) -> Adjoint:
@@ -363,7 +366,9 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             optimiser_state: PyTree = None,
         ) -> Adapted:
             θ, fixed = partition(problem.adaptable, params)
-            θ = θ if λ else jax.lax.stop_gradient(θ)  # where an outer loop is told that its gradient is zero
+            θ = (
+                jax.lax.stop_gradient(θ) if violated(λ != 0) else θ
+            )  # where an outer loop is told that its gradient is zero
             return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
         return with_statistics(problem, solve)

@@ -37,7 +37,11 @@ def check_memory(task: PyTree, tasks: int) -> None:
 
 
 def check_state(
-    train_state: Any, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+    train_state: Any,
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    seeds: int | None = None,
 ) -> None:
     """Raises `ConfigError` unless a `TrainState` is one of this learner and optimiser, before anything compiles."""
     if not isinstance(train_state, TrainState):
@@ -45,12 +49,18 @@ def check_state(
             ": give its train_state" if hasattr(train_state, "train_state") else ", as init or an earlier fit gives"
         )
         raise ConfigError(f"train_state is a {type(train_state).__name__}; give a TrainState{inside}.")
+    shape = np.shape(train_state.step)
+    if shape != (() if seeds is None else (seeds,)):
+        of, keys = (f"{shape[0]} seeds" if shape else "one seed"), "one key" if seeds is None else f"{seeds} keys"
+        raise ConfigError(f"train_state is of {of}, and there is {keys}; give as many keys as it has seeds.")
+    if seeds is not None:
+        train_state = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), train_state)
 
-    def start(key: Key[Array, ""], data: PyTree) -> tuple[PyTree, PyTree]:
+    def start(key: Key[Array, ""], data: PyTree, trained: Params) -> tuple[PyTree, PyTree]:
         params, state = learner.init(key, source.sample(key, data))
-        return (params, state), optimizer.init(train_state.params)
+        return (params, state), optimizer.init(trained)
 
-    wanted = jax.eval_shape(start, jax.random.key(0), source.data)
+    wanted = jax.eval_shape(start, jax.random.key(0), source.data, train_state.params)
     given = ((train_state.params, train_state.state), train_state.optimizer_state)
     for what, here, there in zip(("learner or model", "optimiser"), wanted, given, strict=True):
         ours, theirs = (

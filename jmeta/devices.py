@@ -1,8 +1,9 @@
-"""Tasks over the devices of a mesh: the numbers of one device, up to the order of sums."""
+"""Tasks and seeds over the devices of a mesh: the numbers of one device, up to the order of sums."""
 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -14,31 +15,45 @@ from jaxtyping import Array, PyTree
 from jmeta.errors import ConfigError
 from jmeta.tree import widened
 
-AXIS = "tasks"
+AXIS, SEEDS = "tasks", "seeds"
 DIVIDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 Mesh: TypeAlias = jax.sharding.Mesh | AbstractMesh
 
 
-def devices_of(mesh: Any) -> int:
-    """How many parts the tasks are divided into; raises `ConfigError` unless it is a mesh with an axis `tasks`."""
+def devices_of(mesh: Any, seeds: int | None = None) -> int:
+    """How many parts the tasks are divided into.
+
+    Args:
+        mesh: with an axis `tasks`, of many seeds with one `seeds` instead or as well; None is one device.
+        seeds: how many there are; None for one without an axis.
+
+    Returns:
+        The devices along `tasks`.
+
+    Raises:
+        ConfigError: it is no mesh, or has no such axis.
+    """
     if mesh is None:
         return 1
-    example = f'jax.make_mesh(({jax.device_count()},), ("{AXIS}",))'
+    axes = (AXIS,) if seeds is None else (SEEDS, AXIS)
+    example = f'jax.make_mesh(({jax.device_count()},), ("{axes[0]}",))'
     if not isinstance(mesh, Mesh):
         raise ConfigError(f"mesh is a {type(mesh).__name__}; give a mesh of devices: {example}.")
-    if AXIS not in mesh.axis_names:
-        raise ConfigError(f"the axes of the mesh are {mesh.axis_names}, and none is {AXIS!r}; name one: {example}.")
-    return mesh.shape[AXIS]
+    if not set(axes) & set(mesh.axis_names):
+        wanted = " or ".join(map(repr, axes))
+        raise ConfigError(f"the axes of the mesh are {mesh.axis_names}, and none is {wanted}; name one: {example}.")
+    return mesh.shape.get(AXIS, 1)
 
 
-def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
+def mesh_of(devices: int | None, axis: str = AXIS) -> jax.sharding.Mesh | None:
     """The mesh of so many devices, of a CPU as well as long as JAX has not started; None for one device.
 
     Args:
         devices: how many; None is 1.
+        axis: the name of its axis.
 
     Returns:
-        A mesh with an axis `tasks`.
+        A mesh.
 
     Raises:
         ConfigError: there are fewer.
@@ -49,14 +64,14 @@ def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
         jax.config.update("jax_num_cpu_devices", devices)
     if jax.device_count() < devices:
         raise ConfigError(f"there are {jax.device_count()} devices, not {devices}; ask for at most as many.")
-    return jax.make_mesh((devices,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.make_mesh((devices,), (axis,), (AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def cores_for(tasks: int) -> int:
     """How many devices of a CPU, one a core, the tasks of a meta-step can be divided over; 1 on an accelerator.
 
     Args:
-        tasks: of a meta-step.
+        tasks: of a meta-step, or seeds.
 
     Returns:
         The largest number of cores that divides them; 1 where JAX has started with fewer devices.
@@ -68,27 +83,38 @@ def cores_for(tasks: int) -> int:
     return devices if jax.default_backend() == "cpu" and jax.device_count() >= devices else 1
 
 
-def share(mesh: Mesh | None, tasks: int) -> int:
-    """The tasks of each device; raises `ConfigError` where they are not equally many."""
-    devices = devices_of(mesh)
-    if tasks % devices:
-        below, above = tasks - tasks % devices, tasks + devices - tasks % devices
-        numbers = f"{below} or {above}" if below else f"{above}"
-        fitting = ", ".join(str(n) for n in range(1, devices) if tasks % n == 0)
-        raise ConfigError(
-            f"the {devices} devices of the mesh do not divide {tasks} tasks; take {numbers} tasks a step, or a number "
-            f"of devices among {fitting}."
-        )
+def share(mesh: Mesh | None, tasks: int, seeds: int | None = None) -> int:
+    """The tasks of each device; raises `ConfigError` where they, or the seeds, are not equally many."""
+    devices = devices_of(mesh, seeds)
+    check_seeds(mesh, seeds)
+    _check_divides(devices, tasks, "tasks", "tasks a step")
     return tasks // devices
 
 
+def check_seeds(mesh: Mesh | None, seeds: int | None) -> None:
+    """Raises `ConfigError` where the devices along the axis `seeds`, if there is one, do not divide the seeds."""
+    if mesh is not None and seeds is not None:
+        _check_divides(mesh.shape.get(SEEDS, 1), seeds, "seeds", "seeds")
+
+
+def _check_divides(devices: int, count: int, what: str, taken: str) -> None:
+    if count % devices:
+        below, above = count - count % devices, count + devices - count % devices
+        numbers = f"{below} or {above}" if below else f"{above}"
+        fitting = ", ".join(str(n) for n in range(1, devices) if count % n == 0)
+        raise ConfigError(
+            f"the {devices} devices of the mesh do not divide {count} {what}; take {numbers} {taken}, or a number "
+            f"of devices among {fitting}."
+        )
+
+
 @contextlib.contextmanager
-def on_mesh(mesh: jax.sharding.Mesh | None) -> Iterator[jax.sharding.Mesh | None]:
+def on_mesh(mesh: jax.sharding.Mesh | None, seeds: int | None = None) -> Iterator[jax.sharding.Mesh | None]:
     """The mesh with axes that the compiler divides (Auto), set as JAX's own inside, whatever is set outside."""
     if mesh is None:
         yield None
         return
-    devices_of(mesh)
+    devices_of(mesh, seeds)
     automatic = jax.sharding.Mesh(mesh.devices, mesh.axis_names, (AxisType.Auto,) * len(mesh.axis_names))
     with jax.set_mesh(automatic):
         yield automatic
@@ -99,6 +125,13 @@ def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, WHOLE))
 
 
+def divided(mesh: jax.sharding.Mesh | None, seeds: int | None, tree: PyTree) -> PyTree:
+    """Arrays `[seeds, ...]` on the devices of their seeds, where the mesh has such an axis; else as `replicated`."""
+    if mesh is None or seeds is None or SEEDS not in mesh.axis_names:
+        return replicated(mesh, tree)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(SEEDS)))
+
+
 def on_one_device(tree: PyTree) -> PyTree:
     """The arrays that lie on several devices, on the first of them alone; all others as they are."""
 
@@ -107,6 +140,47 @@ def on_one_device(tree: PyTree) -> PyTree:
         return jax.device_put(x, jax.devices()[0]) if many else x
 
     return jax.tree.map(moved, tree)
+
+
+def seeds_of(keys: Array) -> int | None:
+    """The number of keys `[seeds]`, or None for a single key; raises `ConfigError` where they have more axes."""
+    single = 0 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 1  # axes of a key, of the old kind one
+    shape = keys.shape[: keys.ndim - single]
+    if len(shape) > 1 or shape == (0,):
+        raise ConfigError(
+            f"the keys have the shape {list(shape)}; give one key, or one for each seed: "
+            "jax.random.split(jax.random.key(0), 8)."
+        )
+    return shape[0] if shape else None
+
+
+def over_seeds(
+    mesh: Mesh | None, seeds: int | None, function: Callable[[Mesh | None, Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """A function of one seed, of all: in one program, divided over the axis `seeds` of the mesh where it has one.
+
+    Args:
+        mesh: with an axis `seeds` or `tasks`, or both; None for one device.
+        seeds: how many; None for one, without an axis.
+        function: `(mesh, own, whole) -> outputs`, of one seed: the mesh of its tasks, what is its own, what all share.
+
+    Returns:
+        `(own, whole) -> outputs`, where all that is own, and the outputs, have a leading axis of seeds.
+    """
+    if seeds is None:
+        return partial(function, mesh)
+    by_seed = mesh is not None and SEEDS in mesh.axis_names
+    has_tasks = mesh is not None and AXIS in mesh.axis_names
+
+    def each(own: Any, whole: Any) -> Any:
+        inside = (jax.sharding.get_abstract_mesh() if by_seed else mesh) if has_tasks else None
+
+        return jax.vmap(lambda own: function(inside, own, whole))(own)
+
+    if not by_seed:
+        return each
+    specs = PartitionSpec(SEEDS)
+    return jax.shard_map(each, mesh=mesh, in_specs=(specs, WHOLE), out_specs=specs, axis_names={SEEDS}, check_vma=False)
 
 
 def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: Any) -> Callable[[Any, Any], Any]:
@@ -124,7 +198,9 @@ def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: An
     if mesh is None:
         return function
     # what is checked there would need each carry of each scan of each learner to be cast to varying over the devices
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=(DIVIDED, WHOLE), out_specs=out, check_vma=False)
+    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
+    specs = (DIVIDED, WHOLE)
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names=axes, check_vma=False)
     if mesh.axis_types[mesh.axis_names.index(AXIS)] is not AxisType.Explicit:
         return mapped
 

@@ -1,20 +1,22 @@
 """Evaluation on unseen tasks: all episodes are one compiled program."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
-from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated
+from jmeta.details import answers_of
+from jmeta.details import details as details_of
+from jmeta.devices import DIVIDED, Mesh, check_seeds, devices_of, divided, on_mesh, over_devices, over_seeds, replicated
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
 from jmeta.losses import (
@@ -26,8 +28,9 @@ from jmeta.losses import (
     negative_log_likelihood,
     targets_needed,
 )
-from jmeta.metrics import interval
+from jmeta.metrics import interval, seeds_interval
 from jmeta.step import default_chunk
+from jmeta.tree import path_name
 
 Metric = Callable[..., Any]
 
@@ -44,6 +47,7 @@ def evaluate(
     metric: Metric | Mapping[str, Metric] = accuracy,
     details: bool = False,
     skip_nonfinite: bool = False,
+    seeds: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
     """Adapts to unseen tasks and measures the answers to their queries.
@@ -63,8 +67,10 @@ def evaluate(
             once: a dict of them, or one that gives a dict of scalars.
         details: whether to tell which classes and rows are mistaken.
         skip_nonfinite: whether episodes with a metric that is not finite are left out and counted.
+        seeds: that `params` and `state` are of so many seeds, `[seeds, ...]`, as `fit` gives of as many keys; all of
+            them see the same episodes. Default: of one, without an axis.
         mesh: devices over which the episodes are divided, `jax.make_mesh((8,), ("tasks",))`, any number of them; the
-            episodes are the same. Default: one device.
+            episodes are the same. The seeds are divided over an axis `seeds`. Default: one device.
 
     Returns:
         `{metric's name: mean over the episodes, "ci95": half the width of its 95 % interval (1.96 standard errors),
@@ -78,12 +84,15 @@ def evaluate(
         not asked; and `"mistaken"`, the rows of the source's arrays that were ever mistaken, `{"row", "class", "asked",
         "wrong"}`, those that were wrong most often first.
 
+        Of many seeds, `"results"` is a list of all this for each; beside it each number stands as the mean over the
+        seeds, with half the width of its 95 % interval over the seeds (Student's t), and `"seeds"`, their number.
+
     Raises:
         ModelError: the model does not fit the tasks, the metric not the targets (accuracy of a regression), or a metric
             gives more than one number a task.
-        ConfigError: a metric that cannot be compiled, details of a source that tells no classes, or a mesh without an
-            axis `tasks`.
-        NonFiniteError: no episode is finite, of which `skip_nonfinite` shall leave out those that are not.
+        ConfigError: a metric that cannot be compiled, details of a source that tells no classes, a mesh without an axis
+            `tasks`, or parameters that are not of so many seeds.
+        NonFiniteError: no episode of a seed is finite, of which `skip_nonfinite` shall leave out those that are not.
 
     Warns:
         UserWarning: an episode is not finite; the sentence names it, and the part of it where the data are not.
@@ -106,47 +115,93 @@ def evaluate(
     metrics: dict[str, Metric] = dict(metric) if isinstance(metric, Mapping) else {main: metric}
     if metric is accuracy:  # of a classifier it is reported as well how sure it is
         metrics |= {one.__name__: one for one in (negative_log_likelihood, expected_calibration_error)}
+    _check_seeds(seeds, (params, state))
     given = (key, learner, params, state, source, metrics)
-    asked = partial(_found, *given, episodes=episodes, task_chunk=task_chunk, mesh=mesh)
+    asked = partial(_found, *given, episodes=episodes, task_chunk=task_chunk, seeds=seeds, mesh=mesh)
 
     found = asked(details=details)
-    if not (fits := np.asarray(found["fits"])).all():
+    if not (fits := np.asarray(found["fits"]).reshape(-1, episodes)[0]).all():  # of each seed alike
         check_classes("query", _episode(key, source, episodes, int(np.argmin(fits))).query)
-    finite = [np.isfinite(np.asarray(x, np.float64)) for x in jax.tree.leaves(found["values"])]
+    with on_mesh(mesh, seeds) as inside:
+        own, whole = divided(inside, seeds, (params, state)), replicated(inside, (key, source.data))
+        static: dict[str, Any] = {"learner": learner, "sample": source.sample, "seeds": seeds, "mesh": inside}
+        transductive = bool(np.any(compiled(_transductive)(own, whole, **static)))
+    alone = asked(alone=True)["values"] if transductive else {}
+
+    def result(seed: int) -> dict[str, Any]:
+        values, answers = _of_seed(seed, seeds, (found["values"], found["answers"]))
+        of = "" if seeds is None else f" of seed {seed}"
+        kept = _kept(values, episodes, skip_nonfinite, of, lambda i: _episode(key, source, episodes, i))
+
+        def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:
+            there = jax.tree.map(lambda x: np.asarray(x)[kept], values)
+            return {name: interval(x, getattr(metrics.get(name), "summary", None)) for name, x in there.items()}
+
+        results: dict[str, Any] = {}
+        for name, (mean, half_width) in intervals(values).items():
+            results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
+        for name, (mean, half_width) in intervals(_of_seed(seed, seeds, alone)).items():
+            by_itself = "alone" if name == main else f"{name}_alone"
+            results |= {by_itself: mean, f"{by_itself}_ci95": half_width}
+        return {
+            **results,
+            "episodes": int(kept.sum()),
+            **({"skipped": episodes - int(kept.sum())} if skip_nonfinite else {}),
+            **source.protocol,
+            "transductive": transductive,
+            **({"details": details_of(answers, source)} if details else {}),
+        }
+
+    return result(0) if seeds is None else over_seeds_of([result(i) for i in range(seeds)], main)
+
+
+def over_seeds_of(results: Sequence[Mapping[str, Any]], main: str) -> dict[str, Any]:
+    """What `evaluate` reports of many seeds.
+
+    Args:
+        results: of each, as it reports of one.
+        main: the name of the metric whose interval is `"ci95"`.
+
+    Returns:
+        The mean of each number with half of its interval over the seeds, the protocol, `"seeds"` and `"results"`.
+    """
+    combined = {name: value for name, value in results[0].items() if name not in ("skipped", "details")}
+    for name in results[0]:
+        half_width = "ci95" if name == main else f"{name}_ci95"
+        if half_width in results[0]:
+            combined |= zip((name, half_width), seeds_interval([result[name] for result in results]), strict=True)
+    return {**combined, "seeds": len(results), "results": list(results)}
+
+
+def _check_seeds(seeds: int | None, tree: PyTree) -> None:
+    check_counts(seeds=seeds)
+    for path, x in jax.tree.leaves_with_path(tree) if seeds is not None else ():
+        if jnp.shape(x)[:1] != (seeds,):
+            raise ConfigError(
+                f"seeds is {seeds}, and {path_name(path[1:]) or 'a leaf'!r} has the shape {list(jnp.shape(x))}; give "
+                "params and state as jmeta.fit gives them of so many keys."
+            )
+
+
+def _of_seed(seed: int, seeds: int | None, tree: PyTree) -> PyTree:
+    return tree if seeds is None else jax.tree.map(lambda x: x[seed], tree)
+
+
+def _kept(values: PyTree, episodes: int, skip_nonfinite: bool, of: str, episode: Callable[[int], Task]) -> np.ndarray:
+    """Which episodes count; tells those that are not finite."""
+    finite = [np.isfinite(np.asarray(x, np.float64)) for x in jax.tree.leaves(values)]
     kept = np.asarray(np.stack([x.reshape(episodes, -1).all(axis=1) for x in finite]).all(axis=0))
     if not kept.all():
-        where = _not_finite(kept, lambda i: _episode(key, source, episodes, i))
+        where = _not_finite(kept, of, episode)
         if skip_nonfinite and not kept.any():
             raise NonFiniteError(f"{where}; lower the inner rate, or repair θ.", 0, None)
         if not skip_nonfinite:
             warnings.warn(
                 f"{where}; look at these data or lower the inner rate, or leave such episodes out by "
                 "jmeta.evaluate(..., skip_nonfinite=True), which counts them.",
-                stacklevel=2,
+                stacklevel=4,
             )
-    kept = kept if skip_nonfinite else np.ones(episodes, bool)
-
-    def intervals(values: Mapping[str, PyTree]) -> dict[str, tuple[float, float]]:
-        there = jax.tree.map(lambda x: np.asarray(x)[kept], values)
-        return {name: interval(x, getattr(metrics.get(name), "summary", None)) for name, x in there.items()}
-
-    results: dict[str, Any] = {}
-    for name, (mean, half_width) in intervals(found["values"]).items():
-        results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
-    with on_mesh(mesh) as inside:
-        one = replicated(inside, (key, params, state, source.data))
-        transductive = bool(compiled(_transductive)(*one, learner=learner, sample=source.sample))
-    for name, (mean, half_width) in intervals(asked(alone=True)["values"]).items() if transductive else ():
-        alone = "alone" if name == main else f"{name}_alone"
-        results |= {alone: mean, f"{alone}_ci95": half_width}
-    return {
-        **results,
-        "episodes": int(kept.sum()),
-        **({"skipped": episodes - int(kept.sum())} if skip_nonfinite else {}),
-        **source.protocol,
-        "transductive": transductive,
-        **({"details": _details(found["answers"], source)} if details else {}),
-    }
+    return kept if skip_nonfinite else np.ones(episodes, bool)
 
 
 def per_episode(
@@ -195,6 +250,7 @@ def _found(
     task_chunk: int | None = None,
     alone: bool = False,
     details: bool = False,
+    seeds: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Any]:
     """Of each episode the values of the metrics, whether its targets are what they need, and its answers."""
@@ -202,11 +258,13 @@ def _found(
     check_concrete("evaluate", "put adapt and predict of the learner inside", key, params, state, source.data)
     task = jax.eval_shape(source.sample, key, source.data)
     check_task(task)
-    chunk = min(-(-episodes // devices_of(mesh)), task_chunk or default_chunk(task, 32))
-    check_memory(task, chunk)
-    with on_mesh(mesh) as mesh:
+    chunk = min(-(-episodes // devices_of(mesh, seeds)), task_chunk or default_chunk(task, 32))
+    check_memory(task, chunk * (seeds or 1))
+    check_seeds(mesh, seeds)
+    with on_mesh(mesh, seeds) as mesh:
         found = compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-            *replicated(mesh, (key, params, state, source.data)),
+            divided(mesh, seeds, (params, state)),
+            replicated(mesh, (key, source.data)),
             learner=learner,
             sample=source.sample,
             episodes=episodes,
@@ -214,9 +272,12 @@ def _found(
             metrics=tuple(metrics.items()),
             alone=alone,
             details=details,
+            seeds=seeds,
             mesh=mesh,
         )
-        return found if mesh is None else jax.tree.map(lambda x: np.asarray(x)[:episodes], found)
+        if mesh is None:
+            return found
+        return jax.tree.map(lambda x: np.asarray(x)[:episodes] if seeds is None else np.asarray(x)[:, :episodes], found)
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
@@ -224,21 +285,19 @@ def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> 
     return jax.jit(source.sample)(jax.random.split(jax.random.split(key, episodes)[i], 3)[0], source.data)
 
 
-def _not_finite(finite: np.ndarray, episode: Callable[[int], Task]) -> str:
+def _not_finite(finite: np.ndarray, of: str, episode: Callable[[int], Task]) -> str:
     i = int(np.argmin(finite))
     part = broken_part(jax.tree.map(lambda x: x[None], episode(i)))
     because = f", where {part}" if part else ", though its data are"
-    return f"{(~finite).sum()} of {len(finite)} episodes are not finite, the first of them episode {i}{because}"
+    return f"{(~finite).sum()} of {len(finite)} episodes{of} are not finite, the first of them episode {i}{because}"
 
 
 _ALONE = 5  # queries of an episode that are asked alone; one by one they cost as much as all together
 
 
 def _evaluate(
-    key: Key[Array, ""],
-    params: Params,
-    state: State,
-    data: PyTree,
+    own: tuple[Params, State],
+    whole: tuple[Key[Array, ""], PyTree],
     *,
     learner: MetaLearner,
     sample: Callable[[Key[Array, ""], PyTree], Task],
@@ -247,6 +306,7 @@ def _evaluate(
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
     details: bool,
+    seeds: int | None,
     mesh: Mesh | None,
 ) -> dict[str, Any]:
     def episode(key: Key[Array, ""], params: Params, state: State, data: PyTree) -> dict[str, Any]:
@@ -268,67 +328,19 @@ def _evaluate(
         with targets_needed() as needed:
             values = _measured(metrics, outputs, task.query)
         fits = are_classes(task.query.targets) if needed else jnp.asarray(True)
-        return {"values": values, "fits": fits, "answers": _answers(outputs, task) if details else ()}
+        return {"values": values, "fits": fits, "answers": answers_of(outputs, task) if details else ()}
 
     def each(keys: Key[Array, "n"], given: tuple[Params, State, PyTree]) -> dict[str, Any]:
         return lax.map(lambda key: episode(key, *given), keys, batch_size=None if chunk == 1 else chunk)
 
-    keys = jax.random.split(key, episodes)
-    if missing := -episodes % devices_of(mesh):  # each device the same number: some again, of which nothing is read
-        keys = keys[jnp.arange(episodes + missing) % episodes]
-    return over_devices(mesh, each, DIVIDED)(keys, (params, state, data))
+    def of_seed(mesh: Mesh | None, own: tuple[Params, State], whole: tuple[Key[Array, ""], PyTree]) -> dict[str, Any]:
+        key, data = whole
+        keys = jax.random.split(key, episodes)
+        if missing := -episodes % devices_of(mesh):  # each device the same number: some again, of which nothing is read
+            keys = keys[jnp.arange(episodes + missing) % episodes]
+        return over_devices(mesh, each, DIVIDED)(keys, (*own, data))
 
-
-class _Answers(NamedTuple):
-    """Of each query: its row, its class, the class or -1 and the column that was answered, whether it is there."""
-
-    rows: Int[Array, "n"]
-    classes: Int[Array, "n"]
-    answered: Int[Array, "n"]
-    column: Int[Array, "n"]
-    there: Bool[Array, "n"]
-
-
-def _answers(outputs: PyTree, task: Task) -> _Answers:
-    query = task.query
-    if isinstance(getattr(query, "classes", ()), tuple) or isinstance(query.rows, tuple):
-        raise ConfigError(
-            "details need the class and the row of each query, and the source does not tell them; let its sample give "
-            "jmeta.Examples(..., classes=, rows=), as jmeta.from_arrays does."
-        )
-    column = outputs.argmax(axis=-1).astype(jnp.int32)
-    told = [part for part in (task.support, query) if not isinstance(getattr(part, "classes", ()), tuple)]
-    # which class each column of the targets means in this episode
-    meant = jnp.stack([jnp.where(part.targets > 0, part.classes[:, None], -1).max(axis=0) for part in told]).max(axis=0)
-    there = jnp.ones(len(query.rows), bool) if isinstance(query.mask, tuple) else query.mask
-    return _Answers(query.rows, query.classes, meant[column], column, there)
-
-
-def _details(answers: _Answers, source: TaskSource) -> dict[str, Any]:
-    there = np.asarray(answers.there).reshape(-1)
-    rows, classes, answered, column = (np.asarray(x).reshape(-1)[there] for x in answers[:4])
-    if "classes" in source.protocol:  # columns mean the same in all tasks
-        count, answered = source.protocol["classes"], column
-    else:
-        count = max(len(source.names), int(max(classes.max(), answered.max())) + 1)
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (classes[answered >= 0], answered[answered >= 0]), 1)
-    asked = np.bincount(classes, minlength=count)
-    right = np.bincount(classes[classes == answered], minlength=count)
-    each, place, times = np.unique(rows, return_inverse=True, return_counts=True)
-    wrong = np.bincount(place.reshape(-1), weights=classes != answered, minlength=len(each)).astype(int)
-    class_of = np.zeros(len(each), int)
-    class_of[place.reshape(-1)] = classes
-    order = np.lexsort((each, -wrong / times))
-    return {
-        "confusion": confusion.tolist(),
-        "accuracy_by_class": [int(r) / int(n) if n else None for r, n in zip(right, asked, strict=True)],
-        "mistaken": [
-            {"row": int(each[i]), "class": int(class_of[i]), "asked": int(times[i]), "wrong": int(wrong[i])}
-            for i in order
-            if wrong[i]
-        ],
-    }
+    return over_seeds(mesh, seeds, of_seed)(own, whole)
 
 
 def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: PyTree) -> dict[str, PyTree]:
@@ -354,18 +366,23 @@ def _measured(metrics: tuple[tuple[str, Metric], ...], outputs: PyTree, query: P
 
 
 def _transductive(
-    key: Key[Array, ""],
-    params: Params,
-    state: State,
-    data: PyTree,
+    own: tuple[Params, State],
+    whole: tuple[Key[Array, ""], PyTree],
     *,
     learner: MetaLearner,
     sample: Callable[[Key[Array, ""], PyTree], Task],
+    seeds: int | None,
+    mesh: Mesh | None,
 ) -> Array:
     """Whether the answer to the first query changes when the other queries are replaced."""
-    task, other = (sample(k, data) for k in jax.random.split(key))
-    adapted = learner.adapt(key, params, state, task.support)
-    mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), task.query.inputs, other.query.inputs)
-    before, after = (learner.predict(key, adapted, inputs) for inputs in (task.query.inputs, mixed))
-    same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6, equal_nan=True), before, after)
-    return ~jnp.stack(jax.tree.leaves(same)).all()
+
+    def of_seed(_: Mesh | None, own: tuple[Params, State], whole: tuple[Key[Array, ""], PyTree]) -> Array:
+        (params, state), (key, data) = own, whole
+        task, other = (sample(k, data) for k in jax.random.split(key))
+        adapted = learner.adapt(key, params, state, task.support)
+        mixed = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), task.query.inputs, other.query.inputs)
+        before, after = (learner.predict(key, adapted, inputs) for inputs in (task.query.inputs, mixed))
+        same = jax.tree.map(lambda a, b: jnp.allclose(a[0], b[0], rtol=1e-4, atol=1e-6, equal_nan=True), before, after)
+        return ~jnp.stack(jax.tree.leaves(same)).all()
+
+    return over_seeds(mesh, seeds, of_seed)(own, whole)

@@ -1,5 +1,6 @@
 """The inner problem: what a learner minimises on the support of one task."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, measured, outputs_of
 from jmeta.errors import ConfigError, ModelError
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number, violated
 from jmeta.tree import combine, everything, partition, path_name
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]
@@ -47,7 +49,7 @@ class InnerProblem(NamedTuple):
     optimiser: optax.GradientTransformation
     num_steps: int
     adaptable: Callable[[str], bool] = everything
-    proximal: float = 0.0
+    proximal: Number = 0.0
     trajectory: bool = False
 
 
@@ -170,7 +172,12 @@ def checked_when_differentiated(optimiser: optax.GradientTransformation, gradien
     @watched.defjvp
     def derivative(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[PyTree, PyTree]:
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(params))
-        if not _has_derivative_at_zero(optimiser, jax.tree.structure(params), shapes):
+        fine = (
+            True  # an update that needs more than a gradient is somebody's own, and of a traced rate nothing is known
+        )
+        with contextlib.suppress(Exception):
+            fine = _has_derivative_at_zero(optimiser, jax.tree.structure(params), shapes)
+        if not fine:
             raise ConfigError(
                 "the inner optimiser has no derivative where an entry of the gradient is 0 (an unused weight, a dead "
                 "unit), so that the meta-gradient would be NaN; give it an eps_root, as functools.partial(optax.adam, "
@@ -209,8 +216,6 @@ def _has_derivative_at_zero(
             slope = jax.jit(lambda g: jax.jvp(update, (g,), (along,))[1])(jax.tree.unflatten(tree, gradient))
         except FloatingPointError:  # of jax_debug_nans
             return False
-        except Exception:  # an update that needs more than a gradient is somebody's own, and met when it is used
-            return True
         return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slope))
 
 
@@ -261,7 +266,7 @@ def answers(model: Model) -> Callable[[Key[Array, ""], Adapted, PyTree], PyTree]
     return predict
 
 
-def rate_for(loss: Loss, given: float | None, *, classes: float, regression: float = 0.01) -> float:
+def rate_for(loss: Loss, given: Number | None, *, classes: float, regression: float = 0.01) -> Number:
     """α: the given one, else that which suits the kind of loss.
 
     A squared error grows without bound with its outputs, so that a rate of classification makes it explode.
@@ -286,14 +291,14 @@ def rate_for(loss: Loss, given: float | None, *, classes: float, regression: flo
     return classes if loss is softmax_cross_entropy else regression
 
 
-def check_inner(inner_rate: float, inner_steps: int, inner_optimizer: object = optax.sgd) -> None:
+def check_inner(inner_rate: Number, inner_steps: int, inner_optimizer: object = optax.sgd) -> None:
     """Raises `ConfigError` unless α is positive, inner steps are not negative, and the optimiser takes its rate."""
     if not callable(inner_optimizer):
         raise ConfigError(
             "inner_optimizer is an optimiser that has its rate; give a function of the rate, as "
             "functools.partial(optax.adam, eps_root=1e-8), and the rate as inner_rate."
         )
-    if not inner_rate > 0:
+    if violated(inner_rate > 0):
         raise ConfigError(f"inner_rate is {inner_rate}; give a positive rate.")
     if inner_steps < 0:
         raise ConfigError(f"inner_steps is {inner_steps}; give 0 or more.")

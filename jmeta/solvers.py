@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmeta.errors import ConfigError
+from jmeta.numbers import Number, violated
 
 Matvec = Callable[[PyTree], PyTree]
 LinearSolver = Callable[[Matvec, PyTree], PyTree]
@@ -40,7 +41,7 @@ def conjugate_gradient(maxiter: int = 5) -> LinearSolver:
     return solve
 
 
-def neumann(maxiter: int = 10, rate: float = 0.25) -> LinearSolver:
+def neumann(maxiter: int = 10, rate: Number = 0.25) -> LinearSolver:
     """Solves A u = v by a Neumann series, u = η Σⱼ (I − η A)ʲ v over j = 0, ..., `maxiter`.
 
     Args:
@@ -63,7 +64,7 @@ def neumann(maxiter: int = 10, rate: float = 0.25) -> LinearSolver:
     algorithm 3, https://arxiv.org/abs/1911.02590.
     """
     _check_maxiter(maxiter)
-    if not rate > 0:
+    if violated(rate > 0):
         raise ConfigError(f"rate is {rate}; give a positive rate.")
 
     def solve(matvec: Matvec, v: PyTree) -> PyTree:

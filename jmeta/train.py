@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
 from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
-from jmeta.devices import Mesh, on_mesh, replicated, share
+from jmeta.devices import Mesh, divided, on_mesh, over_seeds, replicated, seeds_of, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.losses import check_classes, targets_needed
@@ -25,21 +25,20 @@ from jmeta.step import TrainState, draw, make_step, unfit
 Metrics = Mapping[str, Any]
 
 
-def init(
-    key: Key[Array, ""], learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
-) -> TrainState:
+def init(key: Keys, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource) -> TrainState:
     """The `TrainState` before the first meta-step.
 
     Args:
-        key: the key of the whole run.
+        key: the key of the whole run, or one for each seed, `[seeds]`.
         learner: the meta-learner.
         optimizer: the outer optimiser.
         source: where tasks come from; one is drawn for its shapes.
 
     Returns:
-        θ and state drawn by `learner.init`, and a new optimiser state.
+        θ and state drawn by `learner.init`, and a new optimiser state; `[seeds, ...]` where there are seeds.
 
     Raises:
+        ConfigError: keys with more than one axis, or an optimiser that wants other parameters.
         ModelError: the model or the loss does not fit the tasks.
 
     Example:
@@ -49,6 +48,8 @@ def init(
         >>> int(train_state.step)
         0
     """
+    if seeds_of(key) is not None:
+        return jax.vmap(lambda key: init(key, learner, optimizer, source))(key)
     init_key, sample_key, run_key = jax.random.split(key, 3)
     check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
     task = compiled(_sample, nested=True)(sample_key, source.data, sample=source.sample)  # not one operation at a time
@@ -78,7 +79,7 @@ def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Par
 
 
 class Fit(NamedTuple):
-    """The result of `fit`.
+    """The result of `fit`; of many seeds, all arrays are `[seeds, ...]` and all numbers lists of one for each seed.
 
     Args:
         params: θ.
@@ -95,7 +96,7 @@ class Fit(NamedTuple):
 
 
 def fit(
-    key: Key[Array, ""],
+    key: Keys,
     learner: MetaLearner,
     source: TaskSource,
     *,
@@ -115,7 +116,9 @@ def fit(
     Runs a compiled scan of `log_every` meta-steps at a time, without host transfer inside; compiled once.
 
     Args:
-        key: the same key gives the same result; without effect where `train_state` is given.
+        key: the same key gives the same result; without effect where `train_state` is given. Keys `[seeds]` train all
+            seeds in one program, each with the numbers of its own run. A seed whose meta-step is not finite stops
+            alone, and its step stays behind.
         learner: the meta-learner.
         source: where training tasks come from.
         optimizer: outer optimiser; default `optax.adam(1e-3)`.
@@ -131,7 +134,8 @@ def fit(
             after the other.
         progress: whether a bar is drawn on the error stream. Default: in a terminal and in a notebook.
         mesh: devices over which the tasks of each meta-step are divided, `jax.make_mesh((8,), ("tasks",))`, see
-            `make_step`; the results lie on each of them. Default: one device.
+            `make_step`; the results lie on each of them. The seeds are divided over an axis `seeds`, beside it or
+            alone. Default: one device.
 
     Returns:
         The trained parameters and the history.
@@ -139,15 +143,16 @@ def fit(
     Raises:
         ModelError: the model does not fit the tasks; before the meta-step compiles.
         ConfigError: a number of steps or tasks that is none, tasks that do not fit into memory, a `train_state` of
-            another learner, model or optimiser, a mesh that does not divide the tasks, or a call under `jit` or `vmap`.
-        NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
-            and carries the last finite `train_state`.
+            another learner, model, optimiser or number of seeds, a mesh that does not divide the tasks or seeds, or a
+            call under `jit` or `vmap`.
+        NonFiniteError: loss, gradient or update became non-finite, of every seed where there are many; it tells which
+            part of it in which tasks and leaves, and carries the last finite `train_state`.
 
     Warns:
         ConvergenceWarning: the learner's info has `unconverged`, the share of tasks whose inner problem was not solved,
             and it is not 0.
         UserWarning: `train_state` is at `steps` already, so that nothing is left to do; or the first call of the
-            callback returned `True`, as `update` of a tqdm bar does whenever it draws.
+            callback returned `True`, as `update` of a tqdm bar does whenever it draws; or a seed stopped.
 
     Example:
         >>> import jax, jmeta
@@ -157,15 +162,16 @@ def fit(
         [10, 20]
     """
     check_counts(steps=steps, tasks=tasks, log_every=log_every)
-    help_ = "put jmeta.init and a jax.lax.scan of jmeta.make_step inside, for a run of many seeds"
+    help_ = "give it a key for each seed, or put jmeta.init and a jax.lax.scan of jmeta.make_step inside"
     check_concrete("fit", help_, key, source.data, train_state)
-    check_memory(jax.eval_shape(source.sample, key, source.data), tasks)
-    share(mesh, tasks)
+    seeds = seeds_of(key)
+    check_memory(jax.eval_shape(source.sample, _of_seed(0, seeds, key), source.data), tasks * (seeds or 1))
+    share(mesh, tasks, seeds)
     if train_state is None:
         train_state = init(key, learner, optimizer, source)
     else:
-        check_state(train_state, learner, optimizer, source)
-    if (done := int(train_state.step)) >= steps > 0:
+        check_state(train_state, learner, optimizer, source, seeds)
+    if (done := int(np.min(train_state.step))) >= steps > 0:
         warnings.warn(
             f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
             f"is done; steps={done + steps} makes {steps} more.",
@@ -173,14 +179,15 @@ def fit(
         )
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
-    with on_mesh(mesh) as inside, bar as show:
-        train_state, data = replicated(inside, (train_state, source.data))
+    last = np.full(np.shape(train_state.step), steps)  # where each seed ends
+    with on_mesh(mesh, seeds) as inside, bar as show:
+        train_state, data = divided(inside, seeds, train_state), replicated(inside, source.data)
         history: list[Metrics] = []
-        while (begin := int(train_state.step)) < steps:
+        while ((begin := np.asarray(train_state.step)) < last).any():
             train_state, info = compiled(_run)(
                 train_state,
                 data,
-                jnp.asarray(steps, jnp.int32),
+                jnp.asarray(last, jnp.int32),
                 learner=learner,
                 optimizer=optimizer,
                 sample=source.sample,
@@ -189,33 +196,73 @@ def fit(
                 length=log_every,
                 skip_nonfinite=skip_nonfinite,
                 mesh=inside,
+                seeds=seeds,
             )
-            done = int(train_state.step)
-            if done < min(begin + log_every, steps):
-                why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
-                raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
-            means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
-            if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):
-                warnings.warn(
-                    f"the inner problem did not converge in {means['unconverged']:.0%} of the tasks up to step {done}, "
-                    "so that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal "
-                    "term.",
-                    ConvergenceWarning,
-                    stacklevel=2,
-                )
-            metrics = {"step": done} | means | {"step": done}
+            ends = np.asarray(train_state.step)
+            if (broken := ends < np.minimum(begin + log_every, last)).any():
+                last = np.where(broken, ends, last)
+                _tell_broken(learner, source, train_state, tasks, broken, stopped=last < steps)
+            metrics = _metrics(info, begin, ends)
+            _tell_unconverged(metrics, history)
             history.append(metrics)
             show(metrics)
             if callback is not None and _is_true(callback(train_state, metrics)):
-                if len(history) == 1 and done < steps:
+                if len(history) == 1 and (ends < last).any():
                     warnings.warn(
-                        f"the first call of the callback returned True, which stops the run at step {done} of {steps}; "
-                        "to go on, let it return None.",
+                        f"the first call of the callback returned True, which stops the run at step {ends.max()} of "
+                        f"{steps}; to go on, let it return None.",
                         stacklevel=2,
                     )
                 break
-    train_state = replicated(mesh, train_state)
+    train_state = replicated(mesh, train_state)  # of which seeds can be taken by their number
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _of_seed(i: int, seeds: int | None, tree: PyTree) -> PyTree:
+    return tree if seeds is None else jax.tree.map(lambda x: x[i], tree)
+
+
+def _tell_broken(
+    learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int, broken: Any, stopped: Any
+) -> None:
+    """Raises `NonFiniteError` where every seed, or the only one, has stopped, and else warns of those that just did."""
+    steps = train_state.step
+    seeds, first = (None, 0) if np.ndim(steps) == 0 else (len(steps), int(np.argmax(broken)))
+    why = diagnosis(learner, *_drawn(learner, source, _of_seed(first, seeds, train_state), tasks))
+    if seeds is None:
+        raise NonFiniteError(f"the meta-step is not finite at step {steps}: {why}.", int(steps), train_state)
+    where = ", ".join(f"at step {steps[i]} of seed {i}" for i in np.flatnonzero(broken))
+    sentence = f"the meta-step is not finite {where}: of seed {first}, {why}"
+    if stopped.all():
+        raise NonFiniteError(f"{sentence}; no seed is left.", int(np.max(steps)), train_state)
+    warnings.warn(f"{sentence}; the other seeds go on.", stacklevel=3)
+
+
+def _metrics(info: Info, begin: np.ndarray, ends: np.ndarray) -> Metrics:
+    """The means over the meta-steps of a scan; NaN of a seed that made none."""
+    arrays = {name: np.asarray(x, np.float64) for name, x in info.items()}
+
+    def means(of_seed: Mapping[str, np.ndarray], done: int) -> dict[str, Any]:
+        parts = {name: x[:done] if done else np.full((1, *x.shape[1:]), np.nan) for name, x in of_seed.items()}
+        return {name: x.mean(axis=0).tolist() for name, x in parts.items()}
+
+    step = ends.tolist()
+    if not ends.ndim:
+        return {"step": step} | means(arrays, int(ends - begin)) | {"step": step}
+    rows = [means({name: x[i] for name, x in arrays.items()}, int(n)) for i, n in enumerate(ends - begin)]
+    return {"step": step} | {name: [row[name] for row in rows] for name in arrays} | {"step": step}
+
+
+def _tell_unconverged(metrics: Metrics, history: list[Metrics]) -> None:
+    """Warns the first time that inner problems were not solved."""
+    *before, now = (float(np.nan_to_num(row.get("unconverged", 0.0)).max()) for row in (*history, metrics))
+    if now > 0.0 and not any(before):
+        warnings.warn(
+            f"the inner problem did not converge in {now:.0%} of the tasks up to step {np.max(metrics['step'])}, "
+            "so that the meta-gradient is wrong; take more inner steps, another rate, or a larger proximal term.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def _is_watched() -> bool:
@@ -232,7 +279,12 @@ def _bar(steps: int, done: int) -> Iterator[Callable[[Metrics], None]]:
     columns = TextColumn("meta-training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=steps, completed=done, note="compiling")
-        yield lambda metrics: progress.update(bar, completed=metrics["step"], note=f"loss {metrics['loss']:.4g}")
+
+        def show(metrics: Metrics) -> None:
+            losses = [x for x in np.ravel(metrics["loss"]) if not np.isnan(x)]  # a seed that stopped has none
+            progress.update(bar, completed=int(np.max(metrics["step"])), note=f"loss {np.mean(losses or np.nan):.4g}")
+
+        yield show
 
 
 def _drawn(
@@ -255,7 +307,7 @@ def _is_true(answer: Any) -> bool:
 def _run(
     train_state: TrainState,
     data: PyTree,
-    steps: Int[Array, ""],
+    steps: Int[Array, "..."],
     *,
     learner: MetaLearner,
     optimizer: optax.GradientTransformation,
@@ -265,22 +317,28 @@ def _run(
     length: int,
     skip_nonfinite: bool = False,
     mesh: Mesh | None = None,
+    seeds: int | None = None,
 ) -> tuple[TrainState, Info]:
-    @jax.jit  # traced once for its shapes and for the scan
-    def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
-        source = TaskSource(data, sample, {})
-        options: dict[str, Any] = {
-            "tasks": tasks,
-            "task_chunk": task_chunk,
-            "skip_nonfinite": skip_nonfinite,
-            "mesh": mesh,
-        }
-        return make_step(learner, optimizer, source, **options)(carry, None)
+    def of_seed(mesh: Mesh | None, own: tuple[TrainState, Array], data: PyTree) -> tuple[TrainState, Info]:
+        train_state, steps = own
 
-    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
+        @jax.jit  # traced once for its shapes and for the scan
+        def step(carry: TrainState, data: PyTree) -> tuple[TrainState, Info]:
+            source = TaskSource(data, sample, {})
+            options: dict[str, Any] = {
+                "tasks": tasks,
+                "task_chunk": task_chunk,
+                "skip_nonfinite": skip_nonfinite,
+                "mesh": mesh,
+            }
+            return make_step(learner, optimizer, source, **options)(carry, None)
 
-    def until_done(carry: TrainState, _: None) -> tuple[TrainState, Info]:
-        # The last scan may be longer than what is left to do: skipping keeps one compiled program.
-        return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
+        info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, train_state, data)[1])
 
-    return lax.scan(until_done, train_state, length=length)
+        def until_done(carry: TrainState, _: None) -> tuple[TrainState, Info]:
+            # The last scan may be longer than what is left to do: skipping keeps one compiled program.
+            return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
+
+        return lax.scan(until_done, train_state, length=length)
+
+    return over_seeds(mesh, seeds, of_seed)((train_state, steps), data)

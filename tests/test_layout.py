@@ -10,15 +10,15 @@ import jmeta
 
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
-    {"errors", "tree", "compilation", "files", "inputs", "solvers"},
-    {"devices"},
+    {"errors", "numbers", "tree", "compilation", "files", "inputs"},
+    {"devices", "solvers"},
     {"masks", "metrics", "distances"},
     {"core"},
     {"embedding"},
     {"losses"},
     {"inner"},
     {"adjoint"},
-    {"diagnosis"},
+    {"diagnosis", "details"},
     {"step"},
     {"checks"},
     {"train"},
@@ -28,7 +28,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"learners"},
     {"rl", "search"},
     {"calibration", "estimators", "export"},
-    {"runs"},
+    {"runs", "sweep"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

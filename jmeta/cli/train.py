@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +18,8 @@ from rich.table import Table
 from jmeta.cli.show import as_json, interval, print_result, progress, result_table
 from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
-from jmeta.runs import settings
+from jmeta.metrics import seeds_interval
+from jmeta.runs import settings, sweeping
 from jmeta.runs.assessment import assess
 from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
 from jmeta.runs.loggers import LOGGERS
@@ -56,6 +56,10 @@ class Train(_Settings):
     """As many meta-steps as fit into so many minutes of this machine, instead of --steps."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: one run)")] = ()
     """A run for each seed, in a folder each, and a table of their results."""
+    sweep: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Numbers of the learner, as `inner_rate=0.1,0.2,0.4`: all values at once, in each of --seeds, and a table."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
     """A TOML file of flags, as `steps = 400`; flags of the command line come on top."""
     print_config: bool = False
@@ -76,6 +80,9 @@ class Train(_Settings):
             return
         for name in self.log:
             lookup(LOGGERS, name, "logger")
+        if self.sweep:
+            self._sweep()
+            return
         if not self.seeds:
             self._one(signals)
             return
@@ -91,6 +98,21 @@ class Train(_Settings):
             results.append(one._one(signals))
         if not self.no_report:
             _print_seeds(self, [result for result in results if result is not None])
+
+    def _sweep(self) -> None:
+        """Writes the table of a sweep, and prints it."""
+        for name in ("minutes", "patience", "log", "resume"):
+            if getattr(self, name):
+                raise ConfigError(f"{flag(name)} has no meaning for a sweep; leave it away.")
+        if (self.out / "config.json").exists():
+            raise CheckpointError(f"{self.out} is a run; choose another --out for the sweep.")
+        config = self._resolved()[0]
+        values = sweeping.values_of(self.sweep, config.learner)
+        with only_writer(self.out):
+            swept = sweeping.sweep_of(config, values, self.seeds)
+            sweeping.write(self.out, config, swept, as_json)
+        print(f"{config.data}, {config.learner}: validation tasks, 95 % interval\n\n{swept.table()}\n")
+        print(f"written to {self.out}/")
 
     def hint(self) -> str:
         """How to go on after an interruption."""
@@ -265,16 +287,12 @@ def _toml_value(value: Any) -> str:
 def _print_seeds(flags: Train, results: list[Mapping[str, Any]]) -> None:
     """Each seed with its interval over episodes, and their mean with that over seeds."""
     config = read_config(flags.out / f"seed-{flags.seeds[0]}")
-    from scipy import stats
-
     metric = config.metric.__name__
     table = Table("seed", f"{metric.replace('_', ' ')}, 95 % interval over episodes")
     for seed, result in zip(flags.seeds, results, strict=True):
         table.add_row(str(seed), interval(config, result))
-    values = np.asarray([result[metric] for result in results])
-    # Student's t, as few seeds know their own spread badly
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    summary = {metric: float(values.mean()), "ci95": half, "seeds": list(flags.seeds), "results": results}
-    table.add_row(f"mean of {len(values)} seeds, 95 % interval over seeds", interval(config, summary))
+    mean, half = seeds_interval([result[metric] for result in results])
+    summary = {metric: mean, "ci95": half, "seeds": list(flags.seeds), "results": results}
+    table.add_row(f"mean of {len(results)} seeds, 95 % interval over seeds", interval(config, summary))
     write_whole(flags.out / "seeds.json", as_json(summary, indent=2) + "\n")
     Console().print(table)

@@ -5,13 +5,14 @@ from jmeta.core import MetaLearner, Model
 from jmeta.inner import Adjoint, Loss
 from jmeta.learners.maml import maml
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.tree import under
 
 
 def anil(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 1,
     head: str = "head",
     loss: Loss = softmax_cross_entropy,

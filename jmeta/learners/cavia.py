@@ -9,13 +9,14 @@ from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.tree import combine, partition, under
 
 
 def cavia(
     model: Model,
     *,
-    inner_rate: float = 1.0,
+    inner_rate: Number = 1.0,
     inner_steps: int = 2,
     context: str = "context",
     loss: Loss = softmax_cross_entropy,

@@ -9,17 +9,18 @@ from jmeta.core import MetaLearner, Model, check_model, episodic
 from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number, violated
 
 
 def imaml(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 16,
-    proximal: float = 2.0,
+    proximal: Number = 2.0,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = implicit(),
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """iMAML: MAML whose inner loop runs to a minimum near θ, where the way there needs no differentiation.
 
@@ -54,7 +55,7 @@ def imaml(
     check_model(model)
     α = rate_for(loss, inner_rate, classes=0.1)
     check_inner(α, inner_steps, inner_optimizer)
-    if not proximal > 0:
+    if violated(proximal > 0):
         raise ConfigError(f"proximal is {proximal}; give a positive weight: without it φ* does not depend on θ.")
     problem = InnerProblem(support_loss(model, loss), inner_optimizer(α), inner_steps, proximal=proximal)
     return episodic(initialiser(model), adjoint(problem), answers(model), loss)

@@ -8,18 +8,19 @@ from jmeta.adjoint import exact, first_order
 from jmeta.core import MetaLearner, Model, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.tree import everything
 
 
 def maml(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 1,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),
     adaptable: Callable[[str], bool] = everything,
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """MAML: an initialisation θ from which a few gradient steps learn a task.
 
@@ -65,7 +66,7 @@ def maml(
 
 
 def fomaml(
-    model: Model, *, inner_rate: float | None = None, inner_steps: int = 1, loss: Loss = softmax_cross_entropy
+    model: Model, *, inner_rate: Number | None = None, inner_steps: int = 1, loss: Loss = softmax_cross_entropy
 ) -> MetaLearner:
     """First-order MAML: MAML whose inner gradients count as constants.
 

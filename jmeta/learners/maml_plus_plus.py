@@ -29,6 +29,7 @@ from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, check
 from jmeta.losses import softmax_cross_entropy
 from jmeta.models.per_step import of_step
 from jmeta.models.per_step import per_step as per_step_of
+from jmeta.numbers import Number
 from jmeta.optimizers import learned
 from jmeta.tree import partition
 
@@ -36,7 +37,7 @@ from jmeta.tree import partition
 def maml_plus_plus(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 5,
     learned_rates: bool = True,
     multi_step_loss: int = 5000,

@@ -12,10 +12,11 @@ from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
+from jmeta.numbers import Number, violated
 
 
 def matching(
-    model: Model, *, distance: Distance = cosine, temperature: float = 0.1, full_context: bool = False
+    model: Model, *, distance: Distance = cosine, temperature: Number = 0.1, full_context: bool = False
 ) -> MetaLearner:
     """Matching networks: a query takes the labels of the support, weighed by attention.
 
@@ -45,7 +46,7 @@ def matching(
     Differences from the paper: the temperature, of which the paper has none (τ = 1); f and g share the network, and
     their order of the support is that of the task, sorted by class, where the paper does not say which.
     """
-    if not temperature > 0:
+    if violated(temperature > 0):
         raise ConfigError(f"temperature is {temperature}; give a positive number.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:

@@ -8,13 +8,14 @@ from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.optimizers import learned
 
 
 def meta_curvature(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 1,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),

@@ -10,6 +10,7 @@ from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.optimizers import learned
 from jmeta.tree import everything, partition
 
@@ -17,7 +18,7 @@ from jmeta.tree import everything, partition
 def meta_sgd(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 1,
     loss: Loss = softmax_cross_entropy,
     adjoint: Adjoint = exact(),

@@ -10,10 +10,11 @@ from jmeta.errors import ConfigError
 from jmeta.learners.r2d2 import ridge
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
+from jmeta.numbers import Number, violated
 
 
 def metaoptnet(
-    model: Model, *, head: str = "svm", margin_cost: float = 0.1, penalty: float = 50.0, solver_steps: int = 50
+    model: Model, *, head: str = "svm", margin_cost: Number = 0.1, penalty: Number = 50.0, solver_steps: int = 50
 ) -> MetaLearner:
     """MetaOptNet: a convex head solved on the support, differentiated through its solution.
 
@@ -50,7 +51,7 @@ def metaoptnet(
     if head not in ("svm", "ridge"):
         raise ConfigError(f"head is {head!r}; give 'svm' or 'ridge'.")
     for name, value in (("margin_cost", margin_cost), ("penalty", penalty), ("solver_steps", solver_steps)):
-        if not value > 0:
+        if violated(value > 0):
             raise ConfigError(f"{name} is {value}; give a positive number.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
@@ -74,7 +75,7 @@ def metaoptnet(
 
 
 def support_vectors(
-    x: Float[Array, "n features"], y: Float[Array, "n ways"], margin_cost: float, steps: int
+    x: Float[Array, "n features"], y: Float[Array, "n ways"], margin_cost: Number, steps: int
 ) -> tuple[Float[Array, "n ways"], Float[Array, ""]]:
     """The dual α of the multi-class support vector machine: argmin ½ tr αᵀ (X Xᵀ + I) α − Σ αᵢ,yᵢ.
 

@@ -12,15 +12,16 @@ from jmeta.inner import Adjoint, InnerProblem, answers, check_inner, initialiser
 from jmeta.learners.prototypical import prototypes
 from jmeta.learners.transfer import linear, with_head
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 
 
 def proto_maml(
     model: Model,
     *,
-    inner_rate: float = 0.1,
+    inner_rate: Number = 0.1,
     inner_steps: int = 5,
     adjoint: Adjoint = exact(),
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """Proto-MAML: MAML whose head starts as the prototypical network that it is equivalent to.
 

@@ -9,9 +9,10 @@ from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
+from jmeta.numbers import Number, violated
 
 
-def r2d2(model: Model, *, penalty: float = 1.0, scale: float = 1.0) -> MetaLearner:
+def r2d2(model: Model, *, penalty: Number = 1.0, scale: Number = 1.0) -> MetaLearner:
     """R2-D2: a head that is a ridge regression on the support, differentiated through its solution.
 
     W = argmin ‖X W − Y‖² + λ ‖W‖² with X = f_θ(support) and Y one-hot; outputs are α f_θ(x) W + β. λ, α and β are
@@ -40,7 +41,7 @@ def r2d2(model: Model, *, penalty: float = 1.0, scale: float = 1.0) -> MetaLearn
     wider and has dropout.
     """
     for name, value in (("penalty", penalty), ("scale", scale)):
-        if not value > 0:
+        if violated(value > 0):
             raise ConfigError(f"{name} is {value}; give a positive number.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:

@@ -12,17 +12,18 @@ from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_mode
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number
 from jmeta.tree import widened
 
 
 def reptile(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 5,
     inner_batch: int | None = 10,
     loss: Loss = softmax_cross_entropy,
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = lambda rate: optax.adam(rate, b1=0.0),
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = lambda rate: optax.adam(rate, b1=0.0),
 ) -> MetaLearner:
     """Reptile: move the initialisation towards the weights that each task was trained to.
 

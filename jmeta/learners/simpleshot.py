@@ -25,9 +25,10 @@ from jmeta.learners.prototypical import Classes, nearest, prototypes
 from jmeta.learners.transfer import check_batches, init_classifier, linear
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import shots
+from jmeta.numbers import Number, violated
 
 
-def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, momentum: float = 0.99) -> MetaLearner:
+def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, momentum: Number = 0.99) -> MetaLearner:
     """SimpleShot: pre-train one classifier of all training classes, then take the nearest class mean of its embedding.
 
     Pre-training minimises the cross-entropy of W f_θ(x) + b over all classes at once. On a task nothing is learned:
@@ -61,7 +62,7 @@ def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, mom
     pre-training by the accuracy on validation tasks.
     """
     check_model(model)
-    if not 0 <= momentum < 1:
+    if violated(momentum >= 0) or violated(momentum < 1):
         raise ConfigError(f"momentum is {momentum}; give a number from 0 to 1, without 1.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:

@@ -29,6 +29,7 @@ from jmeta.embedding import at_test
 from jmeta.errors import ConfigError
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
+from jmeta.numbers import Number, violated
 from jmeta.tree import everything, under
 
 Head = Mapping[str, Array]
@@ -38,12 +39,12 @@ Logits = Callable[[Float[Array, "n features"], Head], Float[Array, "n ways"]]
 def transfer(
     model: Model,
     *,
-    inner_rate: float | None = None,
+    inner_rate: Number | None = None,
     inner_steps: int = 20,
     body: bool = True,
     new_head: bool = True,
     loss: Loss = softmax_cross_entropy,
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """Transfer learning: pre-train one classifier of all training classes, then fine-tune it on each new task.
 
@@ -93,10 +94,10 @@ def transfer(
 def baseline_plus_plus(
     model: Model,
     *,
-    inner_rate: float = 1.0,
+    inner_rate: Number = 1.0,
     inner_steps: int = 50,
-    scale: float = 10.0,
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    scale: Number = 10.0,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """Baseline++: transfer learning whose head compares directions, in pre-training and on a new task.
 
@@ -139,7 +140,7 @@ def baseline_plus_plus(
     return _fine_tuned(model, logits, draw, problem, softmax_cross_entropy, new_head=True)
 
 
-def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> MetaLearner:
+def linear_probe(model: Model, *, penalty: Number = 1e-2, maxiter: int = 30) -> MetaLearner:
     """Linear probe: transfer learning with logistic regression on frozen embeddings, solved by L-BFGS.
 
     With z = f_θ(x) / ‖f_θ(x)‖ of the pre-trained body: min over W, b of L(W z + b, y) + ½ λ ‖W‖² on the support.
@@ -165,7 +166,7 @@ def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> M
     Differences from the paper: no self-distillation; it augments the support of one shot five times, which is left to
     the source of tasks here.
     """
-    if not penalty > 0:
+    if violated(penalty > 0):
         raise ConfigError(
             f"penalty is {penalty}; give a positive one, without which separable classes have no minimum."
         )
@@ -184,7 +185,7 @@ def linear_probe(model: Model, *, penalty: float = 1e-2, maxiter: int = 30) -> M
 
 
 def logistic_regression(
-    z: Float[Array, "n features"], targets: Float[Array, "n ways"], *, penalty: float, maxiter: int
+    z: Float[Array, "n features"], targets: Float[Array, "n ways"], *, penalty: Number, maxiter: int
 ) -> tuple[Head, Float[Array, ""]]:
     """The head that minimises the mean cross-entropy + ½ λ ‖W‖², by `maxiter` steps of L-BFGS from 0.
 

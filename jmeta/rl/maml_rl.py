@@ -12,6 +12,7 @@ from jmeta.adjoint import exact
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.errors import ConfigError
 from jmeta.inner import Adjoint, InnerProblem, check_inner
+from jmeta.numbers import Number, violated
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Memoryless
 from jmeta.rl.policy_gradients import Credit, Estimator, credit, ppo, promp
@@ -29,18 +30,18 @@ class Experience(NamedTuple):
 def maml_rl(
     model: Model,
     *,
-    inner_rate: float = 0.1,
-    later_rate: float | None = None,
+    inner_rate: Number = 0.1,
+    later_rate: Number | None = None,
     inner_steps: int = 1,
     estimator: Estimator = promp,
     adjoint: Adjoint = exact(),
     trajectories: int = 20,
-    discount: float = 0.99,
-    trace: float = 1.0,
+    discount: Number = 0.99,
+    trace: Number = 1.0,
     normalize: bool = True,
-    clip: float = 0.2,
-    entropy: float = 0.0,
-    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    clip: Number = 0.2,
+    entropy: Number = 0.0,
+    inner_optimizer: Callable[[Number], optax.GradientTransformation] = optax.sgd,
 ) -> MetaLearner:
     """MAML for reinforcement learning: an initialisation θ from which policy-gradient steps learn a task from reward.
 
@@ -93,7 +94,7 @@ def maml_rl(
     """
     check_model(model)
     rates = [inner_rate if k == 0 or later_rate is None else later_rate for k in range(inner_steps)]
-    if inner_steps < 0 or not all(rate > 0 for rate in rates):
+    if inner_steps < 0 or any(violated(rate > 0) for rate in rates):
         raise ConfigError(
             f"inner_steps is {inner_steps} and the rates are {rates}; give 0 or more steps at positive rates."
         )

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jmeta.core import Info
+from jmeta.numbers import Number
 from jmeta.rl.environment import flat_observation
 from jmeta.rl.rollout import Trajectory, returns
 from jmeta.rl.spaces import Space
@@ -18,7 +19,7 @@ Steps = Float[Array, "*episodes T"]
 Alive = Bool[Array, "*episodes T"]
 
 
-def discounted_sum(x: Steps, discount: float) -> Steps:
+def discounted_sum(x: Steps, discount: Number) -> Steps:
     """Σ_{k ≥ t} discount^{k − t} xₖ along the last axis.
 
     Args:
@@ -47,8 +48,8 @@ def generalized_advantage(
     rewards: Steps,
     values: Steps,
     alive: Alive,
-    discount: float,
-    trace: float,
+    discount: Number,
+    trace: Number,
     last_value: Float[Array, "*episodes"] | None = None,
 ) -> Steps:
     """Aₜ = Σₖ (γλ)ᵏ δₜ₊ₖ with δₜ = rₜ + γ V(sₜ₊₁) − V(sₜ), and V = 0 beyond the end.
@@ -91,7 +92,7 @@ def generalized_advantage(
     return jnp.moveaxis(lax.scan(step, (zero, beyond), steps, reverse=True)[1], 0, -1)
 
 
-def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 1e-5) -> Steps:
+def linear_baseline(trajectories: Trajectory, discount: Number, penalty: float = 1e-5) -> Steps:
     """A ridge regression of the rewards to go on features of observation and time, fitted to the episodes it is for.
 
     V(sₜ, t) = w · (o, o², t/100, (t/100)², (t/100)³, 1), w = argmin Σ (V − Σ_{k ≥ t} γᵏ⁻ᵗ rₖ)² + penalty ‖w‖². To the
@@ -124,7 +125,7 @@ def linear_baseline(trajectories: Trajectory, discount: float, penalty: float = 
 
 
 def _fitted_values(
-    trajectories: Trajectory, discount: float, penalty: float = 1e-5
+    trajectories: Trajectory, discount: Number, penalty: float = 1e-5
 ) -> tuple[Steps, Float[Array, "*episodes"]]:
     """`linear_baseline` and its V(s_T, T), `[episodes]`, 0 where the episode ended."""
     episodes, horizon = trajectories.rewards.shape
@@ -175,7 +176,7 @@ class Credit(NamedTuple):
     alive: Alive
 
 
-def credit(trajectories: Trajectory, discount: float, trace: float, normalize: bool) -> Credit:
+def credit(trajectories: Trajectory, discount: Number, trace: Number, normalize: bool) -> Credit:
     """Rewards, a linear baseline and the advantages of a batch of episodes of one task.
 
     Args:
@@ -218,7 +219,7 @@ def step_mean(x: Float[Array, "..."], alive: Bool[Array, "..."]) -> Float[Array,
 
 
 def clipped_surrogate(
-    actions: Space, outputs: Float[Array, "*batch T outputs"], trajectories: Trajectory, advantages: Array, clip: float
+    actions: Space, outputs: Float[Array, "*batch T outputs"], trajectories: Trajectory, advantages: Array, clip: Number
 ) -> Float[Array, ""]:
     """PPO's surrogate: the mean over steps of min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) − A, ρ = π(a|s) / π_old(a|s).
 
@@ -242,7 +243,7 @@ def clipped_surrogate(
 
 
 def ppo(
-    actions: Space, outputs: Array, trajectories: Trajectory, advantages: Array, *, clip: float, entropy: float
+    actions: Space, outputs: Array, trajectories: Trajectory, advantages: Array, *, clip: Number, entropy: Number
 ) -> tuple[Float[Array, ""], Info]:
     """The outer objective of a policy: less its return, the clipped surrogate, and a bonus for its entropy.
 

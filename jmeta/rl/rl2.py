@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.devices import total
 from jmeta.errors import ConfigError
+from jmeta.numbers import Number
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Recurrent
 from jmeta.rl.policy_gradients import generalized_advantage, moments, ppo, step_mean
@@ -28,10 +29,10 @@ def rl2(
     model: Model,
     *,
     inner_steps: int = 1,
-    discount: float = 0.99,
-    trace: float = 0.95,
-    clip: float = 0.2,
-    entropy: float = 0.01,
+    discount: Number = 0.99,
+    trace: Number = 0.95,
+    clip: Number = 0.2,
+    entropy: Number = 0.01,
     value_weight: float = 5.0,
 ) -> MetaLearner:
     """RL²: a recurrent policy keeps its memory over the episodes of a trial; learning a task is running it.

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jmeta.devices import on_one_device
@@ -48,7 +49,7 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
     import orbax.checkpoint as ocp
 
     path, tree = _absolute(folder), on_one_device(_stored(train_state))  # a process with fewer can read it
-    step = int(train_state.step) if isinstance(train_state, TrainState) else 0
+    step = int(np.max(train_state.step)) if isinstance(train_state, TrainState) else 0  # that of the seed furthest on
     if not isinstance(train_state, TrainState) and any("step" in _leaves_of(path / str(s)) for s in _steps(path)):
         raise CheckpointError(f"{path} holds the checkpoints of a run, which this would replace; name another folder.")
     if not jax.tree.leaves(tree):

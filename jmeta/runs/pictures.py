@@ -74,6 +74,38 @@ def comparison(file: Path, result: Mapping[str, Any]) -> None:
     figure.savefig(file, dpi=120)
 
 
+def sweep(
+    file: Path, values: Sequence[Mapping[str, float]], results: Sequence[tuple[float, float]], metric: str
+) -> None:
+    """Draws the cells of a sweep against their first hyper-parameter, a line for each value of the others.
+
+    Args:
+        file: where the PNG goes.
+        values: of each cell, by name.
+        results: of each, with half of its 95 % interval, or NaN.
+        metric: the name of the results.
+    """
+    figure = _figure(5.4, 4.0)
+    axes = figure.subplots()
+    first, *others = values[0]
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for cell, (mean, half) in zip(values, results, strict=True):
+        lines.setdefault(", ".join(f"{_words(n)} {cell[n]:g}" for n in others), []).append((cell[first], mean, half))
+    for label, points in lines.items():
+        xs, means, halves = zip(*sorted(points), strict=True)
+        axes.errorbar(xs, means, yerr=halves, marker="o", markersize=4, capsize=3, label=label)
+    places = [cell[first] for cell in values]
+    if min(places) > 0 and max(places) >= 4 * min(places):
+        axes.set_xscale("log")
+    axes.set(xlabel=_words(first), ylabel=_words(metric))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    if others:
+        axes.legend()
+    _show_percent(axes, metric)
+    figure.savefig(file, dpi=120)
+
+
 def trajectories(file: Path, tasks: Environment, before: Trajectory, after: Trajectory) -> None:
     """Draws the episodes of some tasks before and after adaptation, one column for each task.
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Key
 from jmeta.core import MetaLearner, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.errors import ConfigError, JmetaError, ModelError, lookup, reason_of
+from jmeta.numbers import Number
 from jmeta.runs.config import OWN, SETTINGS, VERSION, Config, Setting, check_choices, check_values, flag
 from jmeta.runs.entries import LOSSES, DataEntry, LearnerEntry
 from jmeta.runs.own import asked, data_entry, found_out, model_entry
@@ -192,7 +193,7 @@ def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[s
 
 
 def make_learner(
-    config: Config, source: TaskSource | Task, split: str = "train", *, inner_steps: int | None = None
+    config: Config, source: TaskSource | Task, split: str = "train", **instead: Number | None
 ) -> MetaLearner:
     """The learner of a run, with a model that fits the tasks of `source`.
 
@@ -200,13 +201,13 @@ def make_learner(
         config: the settings.
         source: tasks, or the shapes of one; the width of their targets is the number of outputs of a model with a head.
         split: `"train"` for the learner in training, another for the one that is tested.
-        inner_steps: instead of the settings'.
+        instead: numbers of the learner instead of the settings', as `inner_steps`; None for none.
 
     Returns:
         The learner.
 
     Raises:
-        ConfigError: the learner cannot minimise the loss of the data, or has no inner steps.
+        ConfigError: the learner cannot minimise the loss of the data, or has no such number.
     """
     entry, network = LEARNERS[config.learner], model_entry(config.model)
     task = shapes_of(source)
@@ -222,10 +223,10 @@ def make_learner(
                 )
             head = {}
     options = {**config.options, **config.arguments("learner", split)}
-    if inner_steps is not None:
-        if "inner_steps" not in options:
-            raise ConfigError(f"--inner-steps has no meaning for {config.learner}; leave it away.")
-        options["inner_steps"] = inner_steps
+    for name, value in instead.items():
+        if value is not None and name not in inspect.signature(entry.make).parameters:
+            raise ConfigError(f"{flag(name)} has no meaning for {config.learner}; leave it away.")
+        options |= {} if value is None else {name: value}
     if config.descriptions is not None and not entry.descriptions:
         options["descriptions"] = True
     if "loss" in inspect.signature(entry.make).parameters:
