@@ -366,9 +366,8 @@ def implicit(solver: LinearSolver = conjugate_gradient(), *, tolerance: float = 
             optimiser_state: PyTree = None,
         ) -> Adapted:
             θ, fixed = partition(problem.adaptable, params)
-            θ = (
-                jax.lax.stop_gradient(θ) if violated(λ != 0) else θ
-            )  # where an outer loop is told that its gradient is zero
+            if violated(λ != 0):
+                θ = jax.lax.stop_gradient(θ)  # where an outer loop is told that its gradient is zero
             return minimum(θ, *_split_inexact((key, fixed, state, support, hyper, optimiser_state)))
 
         return with_statistics(problem, solve)

@@ -172,9 +172,8 @@ def checked_when_differentiated(optimiser: optax.GradientTransformation, gradien
     @watched.defjvp
     def derivative(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[PyTree, PyTree]:
         shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(params))
-        fine = (
-            True  # an update that needs more than a gradient is somebody's own, and of a traced rate nothing is known
-        )
+        fine = True
+        # an update that needs more than a gradient is somebody's own, and of a traced rate nothing is known
         with contextlib.suppress(Exception):
             fine = _has_derivative_at_zero(optimiser, jax.tree.structure(params), shapes)
         if not fine:
