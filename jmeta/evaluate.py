@@ -17,6 +17,7 @@ from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
 from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
+from jmeta.feed import data_of, fed_episodes
 from jmeta.losses import (
     Pooled,
     accuracy,
@@ -134,7 +135,7 @@ def evaluate(
     for name, (mean, half_width) in intervals(found["values"]).items():
         results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
     with on_mesh(mesh) as inside:
-        one = replicated(inside, (key, params, state, source.data))
+        one = replicated(inside, (key, params, state, data_of(source, jax.random.split(key))))
         transductive = bool(compiled(_transductive)(*one, learner=learner, sample=source.sample))
     for name, (mean, half_width) in intervals(asked(alone=True)["values"]).items() if transductive else ():
         alone = "alone" if name == main else f"{name}_alone"
@@ -204,24 +205,32 @@ def _found(
     check_task(task)
     chunk = min(-(-episodes // devices_of(mesh)), task_chunk or default_chunk(task, 32))
     check_memory(task, chunk)
-    with on_mesh(mesh) as mesh:
-        found = compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-            *replicated(mesh, (key, params, state, source.data)),
-            learner=learner,
-            sample=source.sample,
-            episodes=episodes,
-            chunk=chunk,
-            metrics=tuple(metrics.items()),
-            alone=alone,
-            details=details,
-            mesh=mesh,
-        )
-        return found if mesh is None else jax.tree.map(lambda x: np.asarray(x)[:episodes], found)
+    found: list[dict[str, Any]] = []
+    with on_mesh(mesh) as mesh, fed_episodes(source, key, episodes, chunk, mesh) as parts:
+        here = replicated(mesh, (params, state))
+        for keys, data in parts:
+            jax.block_until_ready(found[-1:])  # so that no more chunks than two lie on the device
+            found.append(
+                compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
+                    keys,
+                    *here,
+                    data,
+                    learner=learner,
+                    sample=source.sample,
+                    chunk=chunk,
+                    metrics=tuple(metrics.items()),
+                    alone=alone,
+                    details=details,
+                    mesh=mesh,
+                )
+            )
+        return jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
     """The task of an episode of `evaluate`."""
-    return jax.jit(source.sample)(jax.random.split(jax.random.split(key, episodes)[i], 3)[0], source.data)
+    sample_key = jax.random.split(jax.random.split(key, episodes)[i], 3)[0]
+    return jax.jit(source.sample)(sample_key, data_of(source, sample_key[None]))
 
 
 def _not_finite(finite: np.ndarray, episode: Callable[[int], Task]) -> str:
@@ -235,14 +244,13 @@ _ALONE = 5  # queries of an episode that are asked alone; one by one they cost a
 
 
 def _evaluate(
-    key: Key[Array, ""],
+    keys: Key[Array, "n"],
     params: Params,
     state: State,
     data: PyTree,
     *,
     learner: MetaLearner,
     sample: Callable[[Key[Array, ""], PyTree], Task],
-    episodes: int,
     chunk: int,
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
@@ -273,9 +281,6 @@ def _evaluate(
     def each(keys: Key[Array, "n"], given: tuple[Params, State, PyTree]) -> dict[str, Any]:
         return lax.map(lambda key: episode(key, *given), keys, batch_size=None if chunk == 1 else chunk)
 
-    keys = jax.random.split(key, episodes)
-    if missing := -episodes % devices_of(mesh):  # each device the same number: some again, of which nothing is read
-        keys = keys[jnp.arange(episodes + missing) % episodes]
     return over_devices(mesh, each, DIVIDED)(keys, (params, state, data))
 
 

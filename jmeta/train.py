@@ -1,6 +1,7 @@
 """Meta-training: everything from sampling to update is one compiled program."""
 
 import contextlib
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,9 @@ from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
 from jmeta.devices import Mesh, on_mesh, replicated, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
+from jmeta.feed import data_of, fed
 from jmeta.losses import check_classes, targets_needed
-from jmeta.step import TrainState, draw, make_step, unfit
+from jmeta.step import TrainState, draw, keys_of_step, make_step, unfit
 
 Metrics = Mapping[str, Any]
 
@@ -51,7 +53,8 @@ def init(
     """
     init_key, sample_key, run_key = jax.random.split(key, 3)
     check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
-    task = compiled(_sample, nested=True)(sample_key, source.data, sample=source.sample)  # not one operation at a time
+    data = data_of(source, sample_key[None])
+    task = compiled(_sample, nested=True)(sample_key, data, sample=source.sample)  # not one operation at a time
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
     with targets_needed() as needed:
@@ -173,23 +176,32 @@ def fit(
         )
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
-    with on_mesh(mesh) as inside, bar as show:
-        train_state, data = replicated(inside, (train_state, source.data))
+    with (
+        on_mesh(mesh) as inside,
+        bar as show,
+        fed(source, train_state.key, range(done, steps), tasks, log_every, inside) as (length, chunks),
+    ):
+        train_state = replicated(inside, train_state)
         history: list[Metrics] = []
         while (begin := int(train_state.step)) < steps:
-            train_state, info = compiled(_run)(
-                train_state,
-                data,
-                jnp.asarray(steps, jnp.int32),
-                learner=learner,
-                optimizer=optimizer,
-                sample=source.sample,
-                tasks=tasks,
-                task_chunk=task_chunk,
-                length=log_every,
-                skip_nonfinite=skip_nonfinite,
-                mesh=inside,
-            )
+            parts: list[Info] = []
+            for data in itertools.islice(chunks, log_every // length):
+                jax.block_until_ready(parts[-1:])  # so that no more chunks than two lie on the device
+                train_state, info = compiled(_run)(
+                    train_state,
+                    data,
+                    jnp.asarray(steps, jnp.int32),
+                    learner=learner,
+                    optimizer=optimizer,
+                    sample=source.sample,
+                    tasks=tasks,
+                    task_chunk=task_chunk,
+                    length=length,
+                    skip_nonfinite=skip_nonfinite,
+                    mesh=inside,
+                )
+                parts.append(info)
+            info = jax.tree.map(lambda *x: np.concatenate(x), *parts)
             done = int(train_state.step)
             if done < min(begin + log_every, steps):
                 why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
@@ -239,8 +251,9 @@ def _drawn(
     learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
 ) -> tuple[Keys, Params, State, Task]:
     """What the next meta-step gives its objective."""
+    data = data_of(source, keys_of_step(train_state.key, train_state.step, tasks)[0])
     keys, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
-        train_state, source.data
+        train_state, data
     )
     return keys, train_state.params, train_state.state, batch
 
