@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from jmeta.core import Keys, KeysOf, Task, TaskSource
+from jmeta.data.episodes import from_arrays
 from jmeta.devices import Columns, columns_here, put_columns
 from jmeta.errors import ConfigError, DataError, reason_of
 from jmeta.feed import Words, words
@@ -127,23 +127,28 @@ class Loader:
     """Reads the tasks of given keys; all that a worker needs.
 
     Args:
-        plan: episodes whose inputs are the numbers of examples.
         read: examples by their numbers.
+        labels: of each.
+        options: of `from_arrays`.
     """
 
-    def __init__(self, plan: TaskSource, read: Reader) -> None:
-        self.plan, self.read = plan, read
+    def __init__(self, read: Reader, labels: np.ndarray, **options: Any) -> None:
+        self.read, self.labels, self.options = read, labels, options
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "read": self.read}
+        return {"read": self.read, "labels": self.labels, "options": self.options}  # functions may not go there
+
+    @functools.cached_property
+    def plan(self) -> TaskSource:
+        """The episodes of `from_arrays`, whose inputs are the numbers of the examples."""
+        return from_arrays(np.arange(len(self.labels), dtype=np.int32), self.labels, **self.options)
 
     @functools.cached_property
     def _planned(self) -> Callable[[Keys], Any]:
-        sample, data = jax.jit(jax.vmap(self.plan.sample, (0, None))), jax.tree.map(jnp.asarray, self.plan.data)
-        lock = threading.Lock()  # or each thread would compile it
+        sample, data, lock = jax.jit(jax.vmap(self.plan.sample, (0, None))), self.plan.data, threading.Lock()
 
         def planned(keys: Keys) -> Any:
-            with lock:
+            with lock:  # or each thread would compile it
                 return jax.tree.map(np.asarray, sample(keys, data))
 
         return planned

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from jmeta.checks import check_counts
 from jmeta.core import Task, TaskSource
 from jmeta.data.descriptions import Descriptions
-from jmeta.data.episodes import Size, Transform, from_arrays
+from jmeta.data.episodes import Size, Transform
 from jmeta.data.reading import Loader, Reader, Stream, grain
 from jmeta.devices import Columns
 from jmeta.errors import ConfigError, DataError
@@ -97,8 +97,8 @@ def stream(
     labels = _labels(examples, labels) if isinstance(labels, str) else np.asarray(labels)
     if len(examples) != len(labels):
         raise DataError(f"there are {len(examples)} examples but {len(labels)} labels; give one label for each.")
-    plan = from_arrays(  # whose inputs are the numbers of the examples
-        np.arange(len(labels), dtype=np.int32),
+    loader = Loader(
+        Reader(examples, decode),
         labels,
         ways=ways,
         shots=shots,
@@ -110,13 +110,10 @@ def stream(
         min_rows=min_rows,
         ordered=ordered,
     )
-    plan = plan._replace(data=jax.tree.map(np.asarray, plan.data))
-    loader = Loader(plan, Reader(examples, decode))
     data = loader.on_device(jax.random.split(jax.random.key(0), 1))
     size = sum(x.nbytes for x in jax.tree.leaves(data))
-    return plan._replace(
-        data=data, sample=_sampler(transform, 2 if batch else 3), feed=Stream(loader, workers, chunk_bytes, size)
-    )
+    feed = Stream(loader, workers, chunk_bytes, size)
+    return loader.plan._replace(data=data, sample=_sampler(transform, 2 if batch else 3), feed=feed)
 
 
 def _sampler(transform: Transform | None, parts: int) -> Callable[[Key[Array, ""], Columns], Task]:
@@ -125,7 +122,9 @@ def _sampler(transform: Transform | None, parts: int) -> Callable[[Key[Array, ""
     def sample(key: Key[Array, ""], data: Columns) -> Task:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.arrays)
         equal = (
-            (flat.keys == words(key)).all(axis=-1) if flat.keys.shape[1:] == words(key).shape else jnp.zeros(1, bool)
+            (flat.keys == words(key)[None]).all(axis=-1)
+            if flat.keys.shape[1:] == words(key).shape
+            else jnp.zeros(1, bool)
         )
         _, x, task = jax.tree.map(lambda x: x[jnp.argmax(equal)], flat)
         x = as_seen(x)
