@@ -129,19 +129,21 @@ class Loader:
     Args:
         read: examples by their numbers.
         labels: of each.
+        rows: the numbers of the examples to take.
         options: of `from_arrays`.
     """
 
-    def __init__(self, read: Reader, labels: np.ndarray, **options: Any) -> None:
-        self.read, self.labels, self.options = read, labels, options
+    def __init__(self, read: Reader, labels: np.ndarray, rows: np.ndarray, **options: Any) -> None:
+        self.read, self.labels, self.rows, self.options = read, labels, rows.astype(np.int32), options
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"read": self.read, "labels": self.labels, "options": self.options}  # functions may not go there
+        # what is made of them stays here: not all functions can be sent
+        return {name: vars(self)[name] for name in ("read", "labels", "rows", "options")}
 
     @functools.cached_property
     def plan(self) -> TaskSource:
-        """The episodes of `from_arrays`, whose inputs are the numbers of the examples."""
-        return from_arrays(np.arange(len(self.labels), dtype=np.int32), self.labels, **self.options)
+        """The episodes of `from_arrays`, whose inputs are the numbers of the examples, from 1; 0 is none."""
+        return from_arrays(self.rows + 1, self.labels[self.rows], **self.options)
 
     @functools.cached_property
     def _planned(self) -> Callable[[Keys], Any]:
@@ -160,8 +162,10 @@ class Loader:
         if support != ():
             ways = query.targets.shape[-1]
             rows = np.concatenate([part.inputs.reshape(len(rows), ways, -1) for part in task], axis=2)
-        inputs = self.read(rows.reshape(len(rows), -1))
-        without = (part if part == () else part._replace(inputs=()) for part in task)
+        rows = rows.reshape(len(rows), -1)
+        inputs = self.read(np.maximum(rows - 1, 0))
+        inputs[rows == 0] = 0
+        without = (part if part == () else part._replace(inputs=(), rows=self.rows[part.rows]) for part in task)
         return Window(np.asarray(words(keys)), inputs, Task(*without))
 
     def on_device(self, keys: Keys) -> Columns:

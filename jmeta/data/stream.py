@@ -23,6 +23,7 @@ def stream(
     examples: Any,
     labels: np.ndarray | Array | Sequence[int] | str,
     *,
+    rows: np.ndarray | Sequence[int] | None = None,
     decode: Callable[[Any], Any] | None = None,
     ways: Size = 5,
     shots: Size = 1,
@@ -53,6 +54,7 @@ def stream(
             `"img"`; all have one shape and type, and become inputs as `jmeta.as_inputs` says.
         labels: `[n]`, any integers, in any order; or the name of the entry of each example that is its label, all of
             which are read once.
+        rows: which examples to take, their numbers or `[n]` booleans, as `jmeta.split_classes` gives. Default: all.
         decode: `example -> array`, applied on the host as it is read: to open a file, to bring pictures to one size.
         ways: as in `from_arrays`.
         shots: as in `from_arrays`.
@@ -100,6 +102,7 @@ def stream(
     loader = Loader(
         Reader(examples, decode),
         labels,
+        _numbers(rows, len(labels)),
         ways=ways,
         shots=shots,
         queries=queries,
@@ -142,6 +145,16 @@ def _sampler(transform: Transform | None, parts: int) -> Callable[[Key[Array, ""
         return Task(support, query._replace(targets=targets))
 
     return sample
+
+
+def _numbers(rows: Any, n: int) -> np.ndarray:
+    """The numbers of the examples to take."""
+    rows = np.arange(n) if rows is None else np.asarray(rows)
+    if rows.shape == (n,) and rows.dtype == bool:
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or (rows.size and not 0 <= rows.min() <= rows.max() < n):
+        raise DataError(f"rows are {rows.dtype}{list(rows.shape)}; give numbers from 0 to {n - 1}, or [{n}] booleans.")
+    return rows
 
 
 def _labels(examples: Any, name: str) -> np.ndarray:
