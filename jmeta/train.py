@@ -143,6 +143,7 @@ def fit(
         ModelError: the model does not fit the tasks; before the meta-step compiles.
         ConfigError: a number of steps or tasks that is none, tasks that do not fit into memory, a `train_state` of
             another learner, model or optimiser, a mesh that does not divide the tasks, or a call under `jit` or `vmap`.
+        DataError: an example of a stream cannot be read, or is of another shape.
         NonFiniteError: loss, gradient or update became non-finite; it tells which part of it in which tasks and leaves,
             and carries the last finite `train_state`.
 

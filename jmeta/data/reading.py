@@ -147,11 +147,15 @@ class Loader:
 
     @functools.cached_property
     def _planned(self) -> Callable[[Keys], Any]:
-        sample, data, lock = jax.jit(jax.vmap(self.plan.sample, (0, None))), self.plan.data, threading.Lock()
+        sample, data = jax.jit(jax.vmap(self.plan.sample, (0, None))), self.plan.data
+        lock, compiled = threading.Lock(), set()
 
         def planned(keys: Keys) -> Any:
             with lock:  # or each thread would compile it
-                return jax.tree.map(np.asarray, sample(keys, data))
+                if keys.shape not in compiled:
+                    sample(keys, data)
+                    compiled.add(keys.shape)
+            return jax.tree.map(np.asarray, sample(keys, data))
 
         return planned
 
