@@ -14,6 +14,7 @@ from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
+from jmeta.data.stream import stream
 from jmeta.data.text import TokenIds, hashed_text, inverse_document_frequency
 from jmeta.distances import (
     cosine,

@@ -5,7 +5,7 @@ Everything is a pure function of pytrees. A batch of tasks is a `Task` with a le
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -101,6 +101,7 @@ class Adapted(NamedTuple):
 
 
 Keys: TypeAlias = Key[Array, "..."]  # one for each task, or a single one, which `keys_of` splits
+KeysOf = Callable[[int], Keys]  # of the tasks of a step
 Objective = Callable[[Keys, Params, State, Task], tuple[Float[Array, ""], tuple[State, Info]]]
 
 
@@ -129,6 +130,22 @@ class MetaLearner(NamedTuple):
     collect: Callable[[Keys, Params, State, Task], Task] = _as_they_are
 
 
+class Feed(Protocol):
+    """What gives the data of tasks by their keys, where not all data lie on the device; `jmeta.stream` has one."""
+
+    def load(self, keys: Keys) -> PyTree:
+        """The data that `sample` finds the tasks of these keys in, `[tasks]`."""
+
+    def fits(self, tasks: int) -> int:
+        """How many steps of so many tasks may lie on the device at a time."""
+
+    def chunks(self, keys_of: KeysOf, steps: range, tasks: int, length: int, mesh: Any) -> Generator[PyTree]:
+        """The data of `length` steps after `length` steps, the next read while the last is in use.
+
+        `keys_of` gives the keys of the tasks of a step, each device of the mesh gets those of its own tasks.
+        """
+
+
 class TaskSource(NamedTuple):
     """A distribution over tasks.
 
@@ -138,12 +155,15 @@ class TaskSource(NamedTuple):
         sample: `(key, data) -> Task`, pure, runs on the device inside the compiled step.
         protocol: what the tasks are (`ways`, `shots`, `queries`, ...); stands in every result.
         names: the description of each class, in the order of the class index; empty where classes have none.
+        feed: what gives `fit` and `evaluate` the data of the tasks to come, chunk by chunk, in place of `data`, which
+            then holds those of one task, for its shapes. Default: `data` are all data.
     """
 
     data: PyTree
     sample: Callable[[Key[Array, ""], PyTree], Task]
     protocol: Mapping[str, Any]
     names: tuple[str, ...] = ()
+    feed: Feed | None = None
 
     def __repr__(self) -> str:  # without its arrays, which may be a whole data set
         return f"TaskSource({', '.join(f'{name}={value!r}' for name, value in self.protocol.items())})"

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,18 @@ from jmeta.errors import ConfigError
 from jmeta.tree import widened
 
 AXIS, SEEDS = "tasks", "seeds"
-DIVIDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+DIVIDED, WHOLE, COLUMNS = PartitionSpec(AXIS), PartitionSpec(), PartitionSpec(None, AXIS)
 Mesh: TypeAlias = jax.sharding.Mesh | AbstractMesh
+
+
+class Columns(NamedTuple):
+    """Arrays `[steps, tasks, ...]` of which each device has those of its own tasks, among arrays that all have whole.
+
+    Args:
+        arrays: a tree of them.
+    """
+
+    arrays: PyTree
 
 
 def devices_of(mesh: Any, seeds: int | None = None) -> int:
@@ -197,22 +207,49 @@ def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: An
     """
     if mesh is None:
         return function
-    # what is checked there would need each carry of each scan of each learner to be cast to varying over the devices
     axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
-    specs = (DIVIDED, WHOLE)
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names=axes, check_vma=False)
-    if mesh.axis_types[mesh.axis_names.index(AXIS)] is not AxisType.Explicit:
-        return mapped
+    explicit = mesh.axis_types[mesh.axis_names.index(AXIS)] is AxisType.Explicit
 
-    def resharded(divided: Any, whole: Any) -> Any:
-        return mapped(
-            *(
-                jax.tree.map(lambda x: jax.sharding.reshard(x, NamedSharding(mesh, spec)), tree)  # noqa: B023
-                for tree, spec in ((divided, DIVIDED), (whole, WHOLE))
-            )
-        )
+    def mapped(divided: Any, whole: Any) -> Any:
+        given = (divided, whole)
+        specs = (jax.tree.map(lambda _: DIVIDED, divided), _specs_of(whole))
+        if explicit:
+            given = jax.tree.map(lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)), given, specs)
+        # what is checked there would need each carry of each scan of each learner to be cast to varying over devices
+        of_devices = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names=axes, check_vma=False)
+        return of_devices(*given)
 
-    return resharded
+    return mapped
+
+
+def _specs_of(whole: PyTree) -> PyTree:
+    def of(node: Any) -> Any:
+        return jax.tree.map(lambda _: COLUMNS if isinstance(node, Columns) else WHOLE, node)
+
+    return jax.tree.map(of, whole, is_leaf=lambda node: isinstance(node, Columns))
+
+
+def put_columns(mesh: jax.sharding.Mesh | None, tree: PyTree) -> Columns:
+    """Arrays `[steps, tasks of this process, ...]` on the devices, each of which gets the columns of its own tasks."""
+    if mesh is None:
+        return Columns(jax.device_put(tree))
+    sharding = NamedSharding(mesh, COLUMNS)
+    return Columns(jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree))
+
+
+def columns_here(mesh: jax.sharding.Mesh | None, tasks: int, is_here: Callable[[Any], bool] | None = None) -> list[int]:
+    """Which of the tasks of a step the devices of this process have.
+
+    Args:
+        mesh: with an axis `tasks`, or None for one device.
+        tasks: of all devices.
+        is_here: whether a device is one of this process. Default: what JAX says.
+    """
+    if mesh is None:
+        return list(range(tasks))
+    here = is_here or (lambda device: device.process_index == jax.process_index())
+    parts = NamedSharding(mesh, DIVIDED).devices_indices_map((tasks,))
+    return sorted({i for device, (part,) in parts.items() if here(device) for i in range(*part.indices(tasks))})
 
 
 def total(tree: PyTree) -> PyTree:

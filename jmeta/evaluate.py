@@ -19,6 +19,7 @@ from jmeta.details import details as details_of
 from jmeta.devices import DIVIDED, Mesh, check_seeds, devices_of, divided, on_mesh, over_devices, over_seeds, replicated
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
+from jmeta.feed import check_fed, data_of, fed_episodes
 from jmeta.losses import (
     Pooled,
     accuracy,
@@ -123,7 +124,8 @@ def evaluate(
     if not (fits := np.asarray(found["fits"]).reshape(-1, episodes)[0]).all():  # of each seed alike
         check_classes("query", _episode(key, source, episodes, int(np.argmin(fits))).query)
     with on_mesh(mesh, seeds) as inside:
-        own, whole = divided(inside, seeds, (params, state)), replicated(inside, (key, source.data))
+        own = divided(inside, seeds, (params, state))
+        whole = replicated(inside, (key, data_of(source, jax.random.split(key))))
         static: dict[str, Any] = {"learner": learner, "sample": source.sample, "seeds": seeds, "mesh": inside}
         transductive = bool(np.any(compiled(_transductive)(own, whole, **static)))
     alone = asked(alone=True)["values"] if transductive else {}
@@ -261,28 +263,34 @@ def _found(
     chunk = min(-(-episodes // devices_of(mesh, seeds)), task_chunk or default_chunk(task, 32))
     check_memory(task, chunk * (seeds or 1))
     check_seeds(mesh, seeds)
-    with on_mesh(mesh, seeds) as mesh:
-        found = compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-            divided(mesh, seeds, (params, state)),
-            replicated(mesh, (key, source.data)),
-            learner=learner,
-            sample=source.sample,
-            episodes=episodes,
-            chunk=chunk,
-            metrics=tuple(metrics.items()),
-            alone=alone,
-            details=details,
-            seeds=seeds,
-            mesh=mesh,
-        )
-        if mesh is None:
-            return found
-        return jax.tree.map(lambda x: np.asarray(x)[:episodes] if seeds is None else np.asarray(x)[:, :episodes], found)
+    check_fed(source, seeds)
+    found: list[dict[str, Any]] = []
+    with on_mesh(mesh, seeds) as mesh, fed_episodes(source, key, episodes, chunk, mesh, seeds) as parts:
+        own = divided(mesh, seeds, (params, state))
+        for whole in parts:
+            jax.block_until_ready(found[-1:])  # so that no more chunks than two lie on the device
+            found.append(
+                compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
+                    own,
+                    whole,
+                    learner=learner,
+                    sample=source.sample,
+                    chunk=chunk,
+                    metrics=tuple(metrics.items()),
+                    alone=alone,
+                    details=details,
+                    seeds=seeds,
+                    mesh=mesh,
+                )
+            )
+        wanted = (slice(episodes),) if seeds is None else (slice(None), slice(episodes))
+        return jax.tree.map(lambda *x: np.concatenate(x, len(wanted) - 1)[wanted], *found)
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
     """The task of an episode of `evaluate`."""
-    return jax.jit(source.sample)(jax.random.split(jax.random.split(key, episodes)[i], 3)[0], source.data)
+    sample_key = jax.random.split(jax.random.split(key, episodes)[i], 3)[0]
+    return jax.jit(source.sample)(sample_key, data_of(source, sample_key[None]))
 
 
 def _not_finite(finite: np.ndarray, of: str, episode: Callable[[int], Task]) -> str:
@@ -297,11 +305,10 @@ _ALONE = 5  # queries of an episode that are asked alone; one by one they cost a
 
 def _evaluate(
     own: tuple[Params, State],
-    whole: tuple[Key[Array, ""], PyTree],
+    whole: tuple[Key[Array, "n"], PyTree],
     *,
     learner: MetaLearner,
     sample: Callable[[Key[Array, ""], PyTree], Task],
-    episodes: int,
     chunk: int,
     metrics: tuple[tuple[str, Metric], ...],
     alone: bool,
@@ -333,11 +340,8 @@ def _evaluate(
     def each(keys: Key[Array, "n"], given: tuple[Params, State, PyTree]) -> dict[str, Any]:
         return lax.map(lambda key: episode(key, *given), keys, batch_size=None if chunk == 1 else chunk)
 
-    def of_seed(mesh: Mesh | None, own: tuple[Params, State], whole: tuple[Key[Array, ""], PyTree]) -> dict[str, Any]:
-        key, data = whole
-        keys = jax.random.split(key, episodes)
-        if missing := -episodes % devices_of(mesh):  # each device the same number: some again, of which nothing is read
-            keys = keys[jnp.arange(episodes + missing) % episodes]
+    def of_seed(mesh: Mesh | None, own: tuple[Params, State], whole: tuple[Key[Array, "n"], PyTree]) -> dict[str, Any]:
+        keys, data = whole
         return over_devices(mesh, each, DIVIDED)(keys, (*own, data))
 
     return over_seeds(mesh, seeds, of_seed)(own, whole)

@@ -74,7 +74,7 @@ def make_step(
 
     Raises:
         ConfigError: `task_chunk` does not divide `tasks`, or those of a device; a mesh without an axis `tasks`, or
-            whose devices do not divide them.
+            whose devices do not divide them; a stream, whose chunks only `fit` and `evaluate` ask for.
 
     Example:
         >>> import jax, jmeta, optax
@@ -86,6 +86,8 @@ def make_step(
         >>> info["loss"].shape
         (3,)
     """
+    if source.feed is not None:
+        raise ConfigError("make_step takes no stream, whose data come in chunks; give it to jmeta.fit.")
     objective, value_and_gradient = _divided(learner.objective, tasks, task_chunk, skip_nonfinite, mesh)
 
     def step(carry: TrainState, _: Any) -> tuple[TrainState, Info]:
@@ -127,10 +129,7 @@ def draw(
     learner: MetaLearner, source: TaskSource, carry: TrainState, tasks: int, mesh: Mesh | None = None
 ) -> tuple[Keys, Task]:
     """The tasks of the next meta-step, collected, and a key for the objective of each."""
-    sample_key, objective_key = jax.random.split(jax.random.fold_in(carry.key, carry.step))
-    # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
-    of_each = (sample_key, jax.random.fold_in(objective_key, 0), objective_key)
-    sample_keys, collect_keys, keys = (jax.random.split(key, tasks) for key in of_each)
+    sample_keys, collect_keys, keys = keys_of_step(carry.key, carry.step, tasks)
 
     def collected(keys: tuple[Keys, Keys], given: tuple[Params, State, PyTree]) -> Task:
         params, state, data = given
@@ -139,6 +138,15 @@ def draw(
 
     collect = over_devices(mesh, collected, DIVIDED)
     return keys, collect((sample_keys, collect_keys), (carry.params, carry.state, source.data))
+
+
+def keys_of_step(key: Key[Array, ""], step: Int[Array, ""] | int, tasks: int) -> tuple[Keys, Keys, Keys]:
+    """The keys of each task of a meta-step: to sample it, to collect, and for the objective."""
+    sample_key, objective_key = jax.random.split(jax.random.fold_in(key, step))
+    # `fold_in`, so that learners that collect nothing draw the numbers that they drew without it
+    of_each = (sample_key, jax.random.fold_in(objective_key, 0), objective_key)
+    sample_keys, collect_keys, keys = (jax.random.split(key, tasks) for key in of_each)
+    return sample_keys, collect_keys, keys
 
 
 def _divided(

@@ -1,6 +1,7 @@
 """Meta-training: everything from sampling to update is one compiled program."""
 
 import contextlib
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,9 @@ from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
 from jmeta.devices import Mesh, divided, on_mesh, over_seeds, replicated, seeds_of, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
+from jmeta.feed import check_fed, data_of, fed
 from jmeta.losses import check_classes, targets_needed
-from jmeta.step import TrainState, draw, make_step, unfit
+from jmeta.step import TrainState, draw, keys_of_step, make_step, unfit
 
 Metrics = Mapping[str, Any]
 
@@ -52,7 +54,8 @@ def init(key: Keys, learner: MetaLearner, optimizer: optax.GradientTransformatio
         return jax.vmap(lambda key: init(key, learner, optimizer, source))(key)
     init_key, sample_key, run_key = jax.random.split(key, 3)
     check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
-    task = compiled(_sample, nested=True)(sample_key, source.data, sample=source.sample)  # not one operation at a time
+    data = data_of(source, sample_key[None])
+    task = compiled(_sample, nested=True)(sample_key, data, sample=source.sample)  # not one operation at a time
     check_task(task)
     params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
     with targets_needed() as needed:
@@ -145,6 +148,7 @@ def fit(
         ConfigError: a number of steps or tasks that is none, tasks that do not fit into memory, a `train_state` of
             another learner, model, optimiser or number of seeds, a mesh that does not divide the tasks or seeds, or a
             call under `jit` or `vmap`.
+        DataError: an example of a stream cannot be read, or is of another shape.
         NonFiniteError: loss, gradient or update became non-finite, of every seed where there are many; it tells which
             part of it in which tasks and leaves, and carries the last finite `train_state`.
 
@@ -165,6 +169,7 @@ def fit(
     help_ = "give it a key for each seed, or put jmeta.init and a jax.lax.scan of jmeta.make_step inside"
     check_concrete("fit", help_, key, source.data, train_state)
     seeds = seeds_of(key)
+    check_fed(source, seeds)
     check_memory(jax.eval_shape(source.sample, _of_seed(0, seeds, key), source.data), tasks * (seeds or 1))
     share(mesh, tasks, seeds)
     if train_state is None:
@@ -180,24 +185,33 @@ def fit(
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
     last = np.full(np.shape(train_state.step), steps)  # where each seed ends
-    with on_mesh(mesh, seeds) as inside, bar as show:
-        train_state, data = divided(inside, seeds, train_state), replicated(inside, source.data)
+    with (
+        on_mesh(mesh, seeds) as inside,
+        bar as show,
+        fed(source, train_state.key, range(done, steps), tasks, log_every, inside) as (length, chunks),
+    ):
+        train_state = divided(inside, seeds, train_state)
         history: list[Metrics] = []
         while ((begin := np.asarray(train_state.step)) < last).any():
-            train_state, info = compiled(_run)(
-                train_state,
-                data,
-                jnp.asarray(last, jnp.int32),
-                learner=learner,
-                optimizer=optimizer,
-                sample=source.sample,
-                tasks=tasks,
-                task_chunk=task_chunk,
-                length=log_every,
-                skip_nonfinite=skip_nonfinite,
-                mesh=inside,
-                seeds=seeds,
-            )
+            parts: list[Info] = []
+            for data in itertools.islice(chunks, log_every // length):
+                jax.block_until_ready(parts[-1:])  # so that no more chunks than two lie on the device
+                train_state, info = compiled(_run)(
+                    train_state,
+                    data,
+                    jnp.asarray(last, jnp.int32),
+                    learner=learner,
+                    optimizer=optimizer,
+                    sample=source.sample,
+                    tasks=tasks,
+                    task_chunk=task_chunk,
+                    length=length,
+                    skip_nonfinite=skip_nonfinite,
+                    mesh=inside,
+                    seeds=seeds,
+                )
+                parts.append(info)
+            info = {name: np.concatenate([part[name] for part in parts], axis=begin.ndim) for name in parts[0]}
             ends = np.asarray(train_state.step)
             if (broken := ends < np.minimum(begin + log_every, last)).any():
                 last = np.where(broken, ends, last)
@@ -238,7 +252,7 @@ def _tell_broken(
     warnings.warn(f"{sentence}; the other seeds go on.", stacklevel=3)
 
 
-def _metrics(info: Info, begin: np.ndarray, ends: np.ndarray) -> Metrics:
+def _metrics(info: Mapping[str, np.ndarray], begin: np.ndarray, ends: np.ndarray) -> Metrics:
     """The means over the meta-steps of a scan; NaN of a seed that made none."""
     arrays = {name: np.asarray(x, np.float64) for name, x in info.items()}
 
@@ -291,8 +305,9 @@ def _drawn(
     learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int
 ) -> tuple[Keys, Params, State, Task]:
     """What the next meta-step gives its objective."""
+    data = data_of(source, keys_of_step(train_state.key, train_state.step, tasks)[0])
     keys, batch = jax.jit(lambda carry, data: draw(learner, source._replace(data=data), carry, tasks))(
-        train_state, source.data
+        train_state, data
     )
     return keys, train_state.params, train_state.state, batch
 

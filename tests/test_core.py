@@ -90,6 +90,7 @@ def test_an_inner_optimiser_that_has_its_rate_is_told():
 MODULES = [m.name for m in pkgutil.walk_packages(jmeta.__path__, "jmeta.")]
 
 
+OPTIONAL = {"jmeta.data.stream": "grain"}  # what examples need that is in an extra
 LONG = {"jmeta.search.architecture"}  # whose search takes a minute to compile
 
 
@@ -97,6 +98,8 @@ LONG = {"jmeta.search.architecture"}  # whose search takes a minute to compile
     "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in MODULES]
 )
 def test_the_examples_in_docstrings_run(name):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     # The hook that checks shapes hides what functools wraps from doctest: names are taken from the module itself.
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner()

@@ -20,7 +20,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"adjoint"},
     {"diagnosis", "details"},
     {"step"},
-    {"checks"},
+    {"checks", "feed"},
     {"train"},
     {"evaluate"},
     {"optimizers", "bilevel"},
