@@ -27,23 +27,23 @@ def worker(way: str, seeds: int, steps: int, calls: int) -> list[float]:
     mesh = jax.make_mesh((2,), ("seeds",)) if WAYS[way] == 2 else None
     keys = jax.random.split(jax.random.key(0), seeds)
 
-    def train() -> None:
+    def train(steps: int) -> None:
         for key in keys if way == "in turn" else [keys]:
             fitted = jmeta.fit(
-                key, learner, jmeta.sinusoid(), steps=steps, tasks=25, log_every=steps, progress=False, mesh=mesh
+                key, learner, jmeta.sinusoid(), steps=steps, tasks=25, log_every=100, progress=False, mesh=mesh
             )
             jax.block_until_ready(fitted.params)
 
-    train()
+    train(100)
     spent = []
     for _ in range(calls):
         begin = time.perf_counter()
-        train()
+        train(steps)
         spent.append(time.perf_counter() - begin)
     return spent
 
 
-def main(seeds: int = 8, steps: int = 4000, calls: int = 1, rounds: int = 5, way: str = "") -> None:
+def main(seeds: int = 8, steps: int = 1000, calls: int = 3, rounds: int = 3, way: str = "") -> None:
     """Measures all ways and prints the table.
 
     Args:
