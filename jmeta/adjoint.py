@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Adapted, Params, State
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.inner import (
     Adjoint,
     InnerProblem,
@@ -20,7 +21,6 @@ from jmeta.inner import (
     descend,
     with_statistics,
 )
-from jmeta.numbers import Number, violated
 from jmeta.solvers import LinearSolver, conjugate_gradient
 from jmeta.solvers import neumann as neumann
 from jmeta.tree import combine, partition, widened

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Adapted, Model, Params, State, Task, has_statistics, measured, outputs_of
 from jmeta.errors import ConfigError, ModelError
+from jmeta.hyperparameters import Number, violated
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number, violated
 from jmeta.tree import combine, everything, partition, path_name
 
 Loss = Callable[[PyTree, PyTree], Float[Array, ""]]

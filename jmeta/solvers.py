@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jmeta.errors import ConfigError
-from jmeta.numbers import Number, violated
+from jmeta.hyperparameters import Number, violated
 
 Matvec = Callable[[PyTree], PyTree]
 LinearSolver = Callable[[Matvec, PyTree], PyTree]

@@ -265,7 +265,7 @@ def test_resume_of_a_finished_run_leaves_it(copy_of):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
 
 
 def parameters(run):

@@ -2,10 +2,10 @@
 
 from jmeta.adjoint import exact
 from jmeta.core import MetaLearner, Model
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, Loss
 from jmeta.learners.maml import maml
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 from jmeta.tree import under
 
 

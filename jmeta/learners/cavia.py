@@ -7,9 +7,9 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, check_model, episodic
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 from jmeta.tree import combine, partition, under
 
 

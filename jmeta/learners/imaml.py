@@ -7,9 +7,9 @@ import optax
 from jmeta.adjoint import implicit
 from jmeta.core import MetaLearner, Model, check_model, episodic
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number, violated
 
 
 def imaml(

@@ -6,9 +6,9 @@ import optax
 
 from jmeta.adjoint import exact, first_order
 from jmeta.core import MetaLearner, Model, check_model, episodic
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 from jmeta.tree import everything
 
 

@@ -25,11 +25,11 @@ from jmeta.core import (
     over_tasks,
 )
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
 from jmeta.models.per_step import of_step
 from jmeta.models.per_step import per_step as per_step_of
-from jmeta.numbers import Number
 from jmeta.optimizers import learned
 from jmeta.tree import partition
 

@@ -9,10 +9,10 @@ from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Tas
 from jmeta.distances import cosine
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.learners.prototypical import Distance
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
-from jmeta.numbers import Number, violated
 
 
 def matching(

@@ -8,9 +8,9 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, MetaLearner, Model, Params, State, Task, check_model, episodic
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, InnerProblem, Loss, answers, check_inner, initialiser, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 from jmeta.optimizers import learned
 from jmeta.tree import everything, partition
 

@@ -7,10 +7,10 @@ from jaxtyping import Array, Float, Key
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.learners.r2d2 import ridge
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
-from jmeta.numbers import Number, violated
 
 
 def metaoptnet(

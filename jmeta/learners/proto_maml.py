@@ -8,11 +8,11 @@ from jaxtyping import Array, Key
 
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, check_model, episodic, outputs_of
+from jmeta.hyperparameters import Number
 from jmeta.inner import Adjoint, InnerProblem, answers, check_inner, initialiser, support_loss
 from jmeta.learners.prototypical import prototypes
 from jmeta.learners.transfer import linear, with_head
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 
 
 def proto_maml(

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float, Key
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import only, shots
-from jmeta.numbers import Number, violated
 
 
 def r2d2(model: Model, *, penalty: Number = 1.0, scale: Number = 1.0) -> MetaLearner:

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.adjoint import first_order
 from jmeta.core import Info, MetaLearner, Model, Params, State, Task, check_model, episodic, over_tasks
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, check_learns_by_steps, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number
 from jmeta.tree import widened
 
 

@@ -21,11 +21,11 @@ from jmeta.core import (
 from jmeta.distances import squared_euclidean, unit
 from jmeta.embedding import at_test
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.learners.prototypical import Classes, nearest, prototypes
 from jmeta.learners.transfer import check_batches, init_classifier, linear
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import shots
-from jmeta.numbers import Number, violated
 
 
 def simpleshot(model: Model, *, centre: bool = True, normalise: bool = True, momentum: Number = 0.99) -> MetaLearner:

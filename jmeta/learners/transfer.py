@@ -27,9 +27,9 @@ from jmeta.core import (
 from jmeta.distances import cosine, unit
 from jmeta.embedding import at_test
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.inner import InnerProblem, Loss, answers, check_inner, descend, rate_for, support_loss
 from jmeta.losses import softmax_cross_entropy
-from jmeta.numbers import Number, violated
 from jmeta.tree import everything, under
 
 Head = Mapping[str, Array]

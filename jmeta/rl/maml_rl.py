@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Key
 from jmeta.adjoint import exact
 from jmeta.core import Adapted, Info, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, violated
 from jmeta.inner import Adjoint, InnerProblem, check_inner
-from jmeta.numbers import Number, violated
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Memoryless
 from jmeta.rl.policy_gradients import Credit, Estimator, credit, ppo, promp

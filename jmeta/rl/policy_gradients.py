@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jmeta.core import Info
-from jmeta.numbers import Number
+from jmeta.hyperparameters import Number
 from jmeta.rl.environment import flat_observation
 from jmeta.rl.rollout import Trajectory, returns
 from jmeta.rl.spaces import Space

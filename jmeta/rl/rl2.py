@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jmeta.core import Adapted, Info, Keys, MetaLearner, Model, Params, State, Task, check_model, over_tasks
 from jmeta.devices import total
 from jmeta.errors import ConfigError
-from jmeta.numbers import Number
+from jmeta.hyperparameters import Number
 from jmeta.rl.environment import Environment
 from jmeta.rl.policies import Recurrent
 from jmeta.rl.policy_gradients import generalized_advantage, moments, ppo, step_mean

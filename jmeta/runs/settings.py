@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from jmeta.core import MetaLearner, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.errors import ConfigError, JmetaError, ModelError, lookup, reason_of
-from jmeta.numbers import Number
+from jmeta.hyperparameters import Number
 from jmeta.runs.config import OWN, SETTINGS, VERSION, Config, Setting, check_choices, check_values, flag
 from jmeta.runs.entries import LOSSES, DataEntry, LearnerEntry
 from jmeta.runs.own import asked, data_entry, found_out, model_entry

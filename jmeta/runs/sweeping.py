@@ -13,7 +13,7 @@ from jmeta.core import MetaLearner
 from jmeta.devices import SEEDS, cores_for, mesh_of
 from jmeta.errors import ConfigError, lookup
 from jmeta.files import write_whole
-from jmeta.numbers import Number
+from jmeta.hyperparameters import Number
 from jmeta.runs import settings
 from jmeta.runs.config import SETTINGS, Config, check_values
 from jmeta.runs.registry import LEARNERS

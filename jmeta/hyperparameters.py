@@ -18,7 +18,7 @@ def violated(condition: bool | Array) -> bool:
         True where it is known to be false.
 
     Example:
-        >>> from jmeta.numbers import violated
+        >>> from jmeta.hyperparameters import violated
         >>> violated(-0.1 > 0), violated(0.1 > 0)
         (True, False)
     """
