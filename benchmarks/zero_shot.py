@@ -21,7 +21,11 @@ from jmeta.data.glyphs import glyph_attributes, load_glyphs, warp
 from jmeta.metrics import harmonic_mean
 from jmeta.models.norms import Norm
 
-NORMS: dict[Norm, str] = {"group": "group norm", "transductive": "transductive batch norm"}
+NORMS: dict[Norm, str] = {
+    "running": "batch norm with moving averages",
+    "group": "group norm",
+    "transductive": "transductive batch norm",
+}
 
 
 def learner_of(norm: Norm) -> jmeta.MetaLearner:

@@ -272,7 +272,7 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         "descriptions of classes as prototypes, without any example",
         "Snell et al. 2017",
         embedding=True,
-        defaults=_METRIC | {"shots": 0},
+        defaults=_METRIC | {"model": "conv4-protonet", "shots": 0},
         descriptions=True,
     ),
     "late_fusion": LearnerEntry(
