@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from jmeta.errors import ConfigError
 from jmeta.tree import widened
 
-AXIS = "tasks"
+AXIS, MODEL = "tasks", "model"
 DIVIDED, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 Mesh: TypeAlias = jax.sharding.Mesh | AbstractMesh
 
@@ -99,6 +99,33 @@ def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
     return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, WHOLE))
 
 
+_SMALL = 2**12  # entries of a leaf below which to exchange its parts costs more than to hold all of it
+
+
+def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """The arrays as θ lies on a mesh: large ones divided over its axis `model`, along the longest axis that it divides.
+
+    Args:
+        mesh: without an axis `model`, all of them lie on each device; None for one device.
+        tree: θ, or what has leaves of its shapes, as an optimiser's state.
+
+    Returns:
+        The same arrays, there; under `jit` the compiler is told to keep them there.
+    """
+    if mesh is None:
+        return tree
+    parts = mesh.shape.get(MODEL, 1)
+
+    def put(x: Array) -> Array:
+        fitting = [axis for axis, n in enumerate(x.shape) if n % parts == 0]
+        divided = parts > 1 and x.size >= _SMALL and fitting
+        axis = max(fitting, key=lambda axis: x.shape[axis]) if divided else None
+        there = NamedSharding(mesh, WHOLE if axis is None else PartitionSpec(*[None] * axis, MODEL))
+        return lax.with_sharding_constraint(x, there) if isinstance(x, jax.core.Tracer) else jax.device_put(x, there)
+
+    return jax.tree.map(put, tree)
+
+
 def on_one_device(tree: PyTree) -> PyTree:
     """The arrays that lie on several devices, on the first of them alone; all others as they are."""
 
@@ -123,8 +150,16 @@ def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: An
     """
     if mesh is None:
         return function
+    if MODEL in mesh.axis_names:
+        if mesh.axis_types[mesh.axis_names.index(MODEL)] is AxisType.Explicit:
+            raise ConfigError(f"the axis {MODEL!r} of the mesh is Explicit; make it Auto, as jmeta.fit does by itself.")
+        if mesh.shape[AXIS] == 1:  # XLA cannot sum over an axis of one while it divides along another
+            return function
+    by_hand = set(mesh.axis_names) - {MODEL}  # what is divided over `model` is left to the compiler
     # what is checked there would need each carry of each scan of each learner to be cast to varying over the devices
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=(DIVIDED, WHOLE), out_specs=out, check_vma=False)
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=(DIVIDED, WHOLE), out_specs=out, axis_names=by_hand, check_vma=False
+    )
     if mesh.axis_types[mesh.axis_names.index(AXIS)] is not AxisType.Explicit:
         return mapped
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
-from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated
+from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated, sharded
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
 from jmeta.losses import (
@@ -134,8 +134,8 @@ def evaluate(
     for name, (mean, half_width) in intervals(found["values"]).items():
         results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
     with on_mesh(mesh) as inside:
-        one = replicated(inside, (key, params, state, source.data))
-        transductive = bool(compiled(_transductive)(*one, learner=learner, sample=source.sample))
+        placed = _placed(inside, key, params, state, source.data)
+        transductive = bool(compiled(_transductive)(*placed, learner=learner, sample=source.sample))
     for name, (mean, half_width) in intervals(asked(alone=True)["values"]).items() if transductive else ():
         alone = "alone" if name == main else f"{name}_alone"
         results |= {alone: mean, f"{alone}_ci95": half_width}
@@ -206,7 +206,7 @@ def _found(
     check_memory(task, chunk)
     with on_mesh(mesh) as mesh:
         found = compiled(_evaluate)(  # tracing tells what does not fit before anything compiles
-            *replicated(mesh, (key, params, state, source.data)),
+            *_placed(mesh, key, params, state, source.data),
             learner=learner,
             sample=source.sample,
             episodes=episodes,
@@ -217,6 +217,14 @@ def _found(
             mesh=mesh,
         )
         return found if mesh is None else jax.tree.map(lambda x: np.asarray(x)[:episodes], found)
+
+
+def _placed(
+    mesh: jax.sharding.Mesh | None, key: Key[Array, ""], params: Params, state: State, data: PyTree
+) -> tuple[Key[Array, ""], Params, State, PyTree]:
+    """All that the episodes have in common, as it lies on a mesh."""
+    key, state, data = replicated(mesh, (key, state, data))
+    return key, sharded(mesh, params), state, data
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:

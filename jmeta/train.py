@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
 from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
-from jmeta.devices import Mesh, on_mesh, replicated, share
+from jmeta.devices import MODEL, Mesh, on_mesh, replicated, sharded, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.losses import check_classes, targets_needed
@@ -26,7 +26,12 @@ Metrics = Mapping[str, Any]
 
 
 def init(
-    key: Key[Array, ""], learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource
+    key: Key[Array, ""],
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """The `TrainState` before the first meta-step.
 
@@ -35,6 +40,7 @@ def init(
         learner: the meta-learner.
         optimizer: the outer optimiser.
         source: where tasks come from; one is drawn for its shapes.
+        mesh: with an axis `model`, over which θ and the optimiser's state are divided from the start.
 
     Returns:
         θ and state drawn by `learner.init`, and a new optimiser state.
@@ -53,7 +59,7 @@ def init(
     check_memory(jax.eval_shape(source.sample, sample_key, source.data), 1)
     task = compiled(_sample, nested=True)(sample_key, source.data, sample=source.sample)  # not one operation at a time
     check_task(task)
-    params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
+    params, state = compiled(_init, nested=True)(init_key, task, learner=learner, mesh=mesh)
     with targets_needed() as needed:
         check_gradient(learner, params, state, source)
     if needed:
@@ -73,8 +79,9 @@ def _sample(key: Key[Array, ""], data: PyTree, *, sample: Callable[[Key[Array, "
     return sample(key, data)
 
 
-def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:
-    return learner.init(key, task)
+def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner, mesh: Mesh | None) -> tuple[Params, State]:
+    params, state = learner.init(key, task)
+    return sharded(mesh, params), state
 
 
 class Fit(NamedTuple):
@@ -131,7 +138,8 @@ def fit(
             after the other.
         progress: whether a bar is drawn on the error stream. Default: in a terminal and in a notebook.
         mesh: devices over which the tasks of each meta-step are divided, `jax.make_mesh((8,), ("tasks",))`, see
-            `make_step`; the results lie on each of them. Default: one device.
+            `make_step`; the results lie on each of them. `jax.make_mesh((2, 4), ("tasks", "model"))` divides θ and the
+            optimiser's state over the second axis, and so the results. Default: one device.
 
     Returns:
         The trained parameters and the history.
@@ -162,7 +170,8 @@ def fit(
     check_memory(jax.eval_shape(source.sample, key, source.data), tasks)
     share(mesh, tasks)
     if train_state is None:
-        train_state = init(key, learner, optimizer, source)
+        with on_mesh(mesh) as inside:
+            train_state = init(key, learner, optimizer, source, mesh=inside)
     else:
         check_state(train_state, learner, optimizer, source)
     if (done := int(train_state.step)) >= steps > 0:
@@ -174,7 +183,7 @@ def fit(
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
     with on_mesh(mesh) as inside, bar as show:
-        train_state, data = replicated(inside, (train_state, source.data))
+        train_state, data = sharded(inside, train_state), replicated(inside, source.data)
         history: list[Metrics] = []
         while (begin := int(train_state.step)) < steps:
             train_state, info = compiled(_run)(
@@ -214,7 +223,8 @@ def fit(
                         stacklevel=2,
                     )
                 break
-    train_state = replicated(mesh, train_state)
+    if mesh is not None and MODEL not in mesh.axis_names:  # whose parts stay: Explicit ones few models compute with
+        train_state = replicated(mesh, train_state)
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
@@ -283,4 +293,5 @@ def _run(
         # The last scan may be longer than what is left to do: skipping keeps one compiled program.
         return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
 
-    return lax.scan(until_done, train_state, length=length)
+    done, infos = lax.scan(until_done, train_state, length=length)
+    return sharded(mesh, done), infos  # as it came, so that the next scan is the same program
