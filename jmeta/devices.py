@@ -102,28 +102,35 @@ def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
 _SMALL = 2**12  # entries of a leaf below which to exchange its parts costs more than to hold all of it
 
 
-def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """The arrays as θ lies on a mesh: large ones divided over its axis `model`, along the longest axis that it divides.
+def place_of(mesh: Mesh, x: Any) -> NamedSharding:
+    """How a leaf of θ lies on a mesh: a large one is divided over the axis `model`, any other is whole on each device.
 
     Args:
-        mesh: without an axis `model`, all of them lie on each device; None for one device.
-        tree: θ, or what has leaves of its shapes, as an optimiser's state.
+        mesh: with or without this axis.
+        x: an array, or its shape and dtype.
 
     Returns:
-        The same arrays, there; under `jit` the compiler is told to keep them there.
+        The sharding: divided along the longest axis of the leaf that the devices divide.
     """
-    if mesh is None:
-        return tree
     parts = mesh.shape.get(MODEL, 1)
+    fitting = [axis for axis, n in enumerate(x.shape) if n % parts == 0]
+    if parts == 1 or x.size < _SMALL or not fitting:
+        return NamedSharding(mesh, WHOLE)
+    axis = max(fitting, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, MODEL))
+
+
+def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """θ, or what has leaves of its shapes, as an optimiser's state, as `place_of` says; None is one device.
+
+    Under `jit` the compiler is told to keep it there.
+    """
 
     def put(x: Array) -> Array:
-        fitting = [axis for axis, n in enumerate(x.shape) if n % parts == 0]
-        divided = parts > 1 and x.size >= _SMALL and fitting
-        axis = max(fitting, key=lambda axis: x.shape[axis]) if divided else None
-        there = NamedSharding(mesh, WHOLE if axis is None else PartitionSpec(*[None] * axis, MODEL))
+        there = place_of(mesh, x)
         return lax.with_sharding_constraint(x, there) if isinstance(x, jax.core.Tracer) else jax.device_put(x, there)
 
-    return jax.tree.map(put, tree)
+    return tree if mesh is None else jax.tree.map(put, tree)
 
 
 def on_one_device(tree: PyTree) -> PyTree:

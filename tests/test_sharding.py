@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jmeta
+from benchmarks.scale import divided_model, weak_scaling
 
 KEY = jax.random.key(0)
 
@@ -125,3 +126,26 @@ def test_an_axis_of_the_mesh_divides_parameters():
     explicit = jax.make_mesh((1, 2), ("tasks", "model"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:2])
     with pytest.raises(jmeta.ConfigError, match="'model' of the mesh is Explicit; make it Auto"):
         jmeta.make_step(learner, optax.adam(1e-3), source, tasks=2, mesh=explicit)
+
+
+eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@eight
+@pytest.mark.slow
+def test_a_device_does_the_same_when_devices_and_tasks_double():
+    one, *others = weak_scaling().values()
+    for many in others:
+        assert many["all_reduces"] == 1
+        for name in ("flops", "temporary"):
+            assert many[name] == pytest.approx(one[name], rel=0.02)
+
+
+@eight
+@pytest.mark.slow
+def test_a_device_holds_its_part_of_a_model():
+    """Nearly 1 / devices: of what lies there between the steps, and of what a step needs."""
+    one, *others = divided_model().items()
+    for devices, many in others:
+        assert many["held"] < 1.1 * one[1]["held"] / devices
+        assert many["temporary"] < 1.4 * one[1]["temporary"] / devices
