@@ -28,13 +28,16 @@ def measure(learner: jmeta.MetaLearner, source: jmeta.TaskSource, mesh: jax.shar
     """
     optimizer = optax.adam(1e-3)
     with on_mesh(mesh) as inside:
+        assert inside is not None
         start = jax.eval_shape(lambda: jmeta.init(jax.random.key(0), learner, optimizer, source))
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place_of(inside, x)), start)
         step = jmeta.make_step(learner, optimizer, source, tasks=tasks, mesh=inside)
         program = jax.jit(lambda start: jax.lax.scan(step, start, length=2)).lower(placed).compile()
-    memory, text = program.memory_analysis(), program.as_text()
+    memory: Any = program.memory_analysis()
+    costs: Any = program.cost_analysis()
+    text = program.as_text() or ""
     return {
-        "flops": program.cost_analysis()["flops"],
+        "flops": costs["flops"],
         "held": memory.argument_size_in_bytes,
         "given": memory.output_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,

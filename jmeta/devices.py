@@ -126,11 +126,14 @@ def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
     Under `jit` the compiler is told to keep it there.
     """
 
+    if mesh is None:
+        return tree
+
     def put(x: Array) -> Array:
         there = place_of(mesh, x)
         return lax.with_sharding_constraint(x, there) if isinstance(x, jax.core.Tracer) else jax.device_put(x, there)
 
-    return tree if mesh is None else jax.tree.map(put, tree)
+    return jax.tree.map(put, tree)
 
 
 def on_one_device(tree: PyTree) -> PyTree:
