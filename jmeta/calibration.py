@@ -1,5 +1,6 @@
 """How sure a learner may be of its answers: one temperature, found on validation tasks."""
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
@@ -20,6 +21,7 @@ def calibrate(
     *,
     episodes: int = 100,
     task_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> float:
     """The temperature T at which the probabilities softmax(logits / T) are most likely right.
 
@@ -35,6 +37,7 @@ def calibrate(
         source: validation tasks, which are neither trained on nor reported.
         episodes: number of tasks.
         task_chunk: as in `jmeta.evaluate`.
+        mesh: as in `jmeta.evaluate`.
 
     Returns:
         T between 0.01, of answers that are all right, and 100, of answers that tell nothing; for
@@ -57,9 +60,8 @@ def calibrate(
     Differences from the paper: the temperature is one for all tasks of the validation classes, as a task has no
     validation examples of its own.
     """
-    values = per_episode(
-        key, learner, params, state, source, {"answers": _ANSWERS}, episodes=episodes, task_chunk=task_chunk
-    )["answers"]
+    asked = (key, learner, params, state, source, {"answers": _ANSWERS})
+    values = per_episode(*asked, episodes=episodes, task_chunk=task_chunk, mesh=mesh)["answers"]
     logits, targets = (
         np.asarray(values[name], np.float64).reshape(-1, values[name].shape[-1]) for name in ("outputs", "targets")
     )

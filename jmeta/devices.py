@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from jmeta.errors import ConfigError
 from jmeta.tree import widened
 
-AXIS, SEEDS = "tasks", "seeds"
+AXIS, SEEDS, MODEL = "tasks", "seeds", "model"
 DIVIDED, WHOLE, COLUMNS = PartitionSpec(AXIS), PartitionSpec(), PartitionSpec(None, AXIS)
 Mesh: TypeAlias = jax.sharding.Mesh | AbstractMesh
 
@@ -104,6 +104,8 @@ def share(mesh: Mesh | None, tasks: int, seeds: int | None = None) -> int:
 def check_seeds(mesh: Mesh | None, seeds: int | None) -> None:
     """Raises `ConfigError` where the devices along the axis `seeds`, if there is one, do not divide the seeds."""
     if mesh is not None and seeds is not None:
+        if MODEL in mesh.axis_names:
+            raise ConfigError(f"a mesh with an axis {MODEL!r} holds one seed at a time; give one key.")
         _check_divides(mesh.shape.get(SEEDS, 1), seeds, "seeds", "seeds")
 
 
@@ -136,10 +138,49 @@ def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
 
 
 def divided(mesh: jax.sharding.Mesh | None, seeds: int | None, tree: PyTree) -> PyTree:
-    """Arrays `[seeds, ...]` on the devices of their seeds, where the mesh has such an axis; else as `replicated`."""
-    if mesh is None or seeds is None or SEEDS not in mesh.axis_names:
+    """Arrays `[seeds, ...]` on the devices of their seeds, if the mesh has such an axis; of one seed `sharded`."""
+    if seeds is None:
+        return sharded(mesh, tree)
+    if mesh is None or SEEDS not in mesh.axis_names:
         return replicated(mesh, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(SEEDS)))
+
+
+_SMALL = 2**12  # entries of a leaf below which to exchange its parts costs more than to hold all of it
+
+
+def place_of(mesh: Mesh, x: Any) -> NamedSharding:
+    """How a leaf of θ lies on a mesh: a large one is divided over the axis `model`, any other is whole on each device.
+
+    Args:
+        mesh: with or without this axis.
+        x: an array, or its shape and dtype.
+
+    Returns:
+        The sharding: divided along the longest axis of the leaf that the devices divide.
+    """
+    parts = mesh.shape.get(MODEL, 1)
+    fitting = [axis for axis, n in enumerate(x.shape) if n % parts == 0]
+    if parts == 1 or x.size < _SMALL or not fitting:
+        return NamedSharding(mesh, WHOLE)
+    axis = max(fitting, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, MODEL))
+
+
+def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """θ, or what has leaves of its shapes, as an optimiser's state, as `place_of` says; None is one device.
+
+    Under `jit` the compiler is told to keep what is divided.
+    """
+    if mesh is None:
+        return tree
+
+    def put(x: Array) -> Array:
+        if not isinstance(x, jax.core.Tracer):
+            return jax.device_put(x, place_of(mesh, x))
+        return lax.with_sharding_constraint(x, place_of(mesh, x)) if MODEL in mesh.axis_names else x
+
+    return jax.tree.map(put, tree)
 
 
 def on_one_device(tree: PyTree) -> PyTree:
@@ -207,7 +248,14 @@ def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: An
     """
     if mesh is None:
         return function
+    if MODEL in mesh.axis_names:
+        if mesh.axis_types[mesh.axis_names.index(MODEL)] is AxisType.Explicit:
+            raise ConfigError(f"the axis {MODEL!r} of the mesh is Explicit; make it Auto, as jmeta.fit does by itself.")
+        if mesh.shape[AXIS] == 1:  # XLA cannot sum over an axis of one while it divides along another
+            return function
+    # what is divided over `model` is left to the compiler
     axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
+    axes -= {MODEL}
     explicit = mesh.axis_types[mesh.axis_names.index(AXIS)] is AxisType.Explicit
 
     def mapped(divided: Any, whole: Any) -> Any:

@@ -216,6 +216,7 @@ def per_episode(
     *,
     episodes: int,
     task_chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, PyTree]:
     """What `evaluate` averages.
 
@@ -228,6 +229,7 @@ def per_episode(
         metrics: of each task, by name; of a `jmeta.Pooled` its statistics.
         episodes: number of tasks.
         task_chunk: as in `evaluate`.
+        mesh: as in `evaluate`.
 
     Returns:
         The values of each metric `[episodes, ...]`.
@@ -236,7 +238,8 @@ def per_episode(
         ModelError: the model does not fit the tasks, or a metric gives more than one number a task.
         ConfigError: a metric that cannot be compiled.
     """
-    found = _found(key, learner, params, state, source, metrics, episodes=episodes, task_chunk=task_chunk)
+    given = (key, learner, params, state, source, metrics)
+    found = _found(*given, episodes=episodes, task_chunk=task_chunk, mesh=mesh)
     return dict(found["values"])
 
 

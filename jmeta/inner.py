@@ -195,7 +195,8 @@ def _has_derivative_at_zero(
 
     Not all are: what divides by the norm of all (clipping) needs none where that is 0, at a minimum.
     """
-    with jax.ensure_compile_time_eval():
+    # apart from the devices on which this is traced, where no array may be made
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())), jax.ensure_compile_time_eval():
         single = all(math.prod(shape) == 1 for shape, _ in shapes)
         gradient, params = [], []
         for i, (shape, dtype) in enumerate(shapes):

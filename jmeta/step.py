@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource, mean_over_tasks
-from jmeta.devices import DIVIDED, WHOLE, Mesh, averaged, over_devices, share
+from jmeta.devices import DIVIDED, WHOLE, Mesh, averaged, over_devices, sharded, share
 from jmeta.errors import ConfigError, JmetaError
 from jmeta.inner import descend
 from jmeta.tree import widened
@@ -67,7 +67,7 @@ def make_step(
             looked at; `info["skipped"]` counts them.
         mesh: a mesh with an axis `tasks`, over whose devices the tasks are divided. Each device draws, adapts and
             differentiates its own, and the mean of all updates θ, which lies on each of them: the numbers are those of
-            one device, up to the order of sums. Default: one device.
+            one device, up to the order of sums. Over an axis `model`, an Auto one, θ is divided. Default: one device.
 
     Returns:
         `(TrainState, _) -> (TrainState, info)`; `info` has `loss`, `gradient_norm` and the learner's own.
@@ -119,7 +119,7 @@ def make_step(
         new = TrainState(carry.key, carry.step + 1, updated, state, optimizer_state)
         leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(updated) if jnp.issubdtype(x.dtype, jnp.inexact)]
         finite = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *leaves]).all()
-        kept = lax.cond(finite, lambda: new, lambda: carry)
+        kept = sharded(mesh, lax.cond(finite, lambda: new, lambda: carry))
         return kept, {**info, "loss": loss, "gradient_norm": norm}
 
     return step

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
 from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
-from jmeta.devices import Mesh, divided, on_mesh, over_seeds, replicated, seeds_of, share
+from jmeta.devices import MODEL, Mesh, divided, on_mesh, over_seeds, replicated, seeds_of, sharded, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.feed import check_fed, data_of, fed
@@ -27,7 +27,14 @@ from jmeta.step import TrainState, draw, keys_of_step, make_step, unfit
 Metrics = Mapping[str, Any]
 
 
-def init(key: Keys, learner: MetaLearner, optimizer: optax.GradientTransformation, source: TaskSource) -> TrainState:
+def init(
+    key: Keys,
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    mesh: Mesh | None = None,
+) -> TrainState:
     """The `TrainState` before the first meta-step.
 
     Args:
@@ -35,6 +42,7 @@ def init(key: Keys, learner: MetaLearner, optimizer: optax.GradientTransformatio
         learner: the meta-learner.
         optimizer: the outer optimiser.
         source: where tasks come from; one is drawn for its shapes.
+        mesh: with an axis `model`, over which θ and the optimiser's state are divided from the start.
 
     Returns:
         θ and state drawn by `learner.init`, and a new optimiser state; `[seeds, ...]` where there are seeds.
@@ -57,7 +65,7 @@ def init(key: Keys, learner: MetaLearner, optimizer: optax.GradientTransformatio
     data = data_of(source, sample_key[None])
     task = compiled(_sample, nested=True)(sample_key, data, sample=source.sample)  # not one operation at a time
     check_task(task)
-    params, state = compiled(_init, nested=True)(init_key, task, learner=learner)
+    params, state = compiled(_init, nested=True)(init_key, task, learner=learner, mesh=mesh)
     with targets_needed() as needed:
         check_gradient(learner, params, state, source)
     if needed:
@@ -77,8 +85,9 @@ def _sample(key: Key[Array, ""], data: PyTree, *, sample: Callable[[Key[Array, "
     return sample(key, data)
 
 
-def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner) -> tuple[Params, State]:
-    return learner.init(key, task)
+def _init(key: Key[Array, ""], task: Task, *, learner: MetaLearner, mesh: Mesh | None) -> tuple[Params, State]:
+    params, state = learner.init(key, task)
+    return sharded(mesh, params), state
 
 
 class Fit(NamedTuple):
@@ -138,7 +147,8 @@ def fit(
         progress: whether a bar is drawn on the error stream. Default: in a terminal and in a notebook.
         mesh: devices over which the tasks of each meta-step are divided, `jax.make_mesh((8,), ("tasks",))`, see
             `make_step`; the results lie on each of them. The seeds are divided over an axis `seeds`, beside it or
-            alone. Default: one device.
+            alone. `jax.make_mesh((2, 4), ("tasks", "model"))` divides θ and the optimiser's state over the second axis,
+            and so the results. Default: one device.
 
     Returns:
         The trained parameters and the history.
@@ -173,7 +183,8 @@ def fit(
     check_memory(jax.eval_shape(source.sample, _of_seed(0, seeds, key), source.data), tasks * (seeds or 1))
     share(mesh, tasks, seeds)
     if train_state is None:
-        train_state = init(key, learner, optimizer, source)
+        with on_mesh(mesh if seeds is None else None) as inside:
+            train_state = init(key, learner, optimizer, source, mesh=inside)
     else:
         check_state(train_state, learner, optimizer, source, seeds)
     if (done := int(np.min(train_state.step))) >= steps > 0:
@@ -228,7 +239,8 @@ def fit(
                         stacklevel=2,
                     )
                 break
-    train_state = replicated(mesh, train_state)  # of which seeds can be taken by their number
+    if mesh is not None and MODEL not in mesh.axis_names:  # whose parts stay: Explicit ones few models compute with
+        train_state = replicated(mesh, train_state)  # of which seeds can be taken by their number
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
@@ -354,6 +366,7 @@ def _run(
             # The last scan may be longer than what is left to do: skipping keeps one compiled program.
             return lax.cond(carry.step < steps, lambda: step(carry, data), lambda: (carry, info))
 
-        return lax.scan(until_done, train_state, length=length)
+        done, infos = lax.scan(until_done, train_state, length=length)
+        return sharded(mesh, done), infos  # as it came, so that the next scan is the same program
 
     return over_seeds(mesh, seeds, of_seed)((train_state, steps), data)

@@ -120,6 +120,15 @@ def test_the_temperature_is_that_of_a_search_over_a_grid():
     assert temperature == pytest.approx(near[np.argmin([likelihood(logits, targets, t) for t in near])], rel=1e-3)
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_the_temperature_is_the_same_on_a_mesh():
+    mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
+    one, two = (jmeta.calibrate(KEY, LEARNER, {}, {}, SOURCE, episodes=9, mesh=each) for each in (None, mesh))
+    assert two == pytest.approx(one, rel=1e-4)
+    with pytest.raises(jmeta.ConfigError, match="none is 'tasks'"):
+        jmeta.calibrate(KEY, LEARNER, {}, {}, SOURCE, episodes=9, mesh=jax.make_mesh((1,), ("data",)))
+
+
 def test_temperatures_of_answers_that_tell_all_or_nothing_are_at_the_ends():
     right = np.eye(3)
     assert temperature_of(right, right) == pytest.approx(0.01)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +232,18 @@ def test_eight_devices():
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=500)
     assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.slow
+def test_what_needs_eight_devices():
+    """Every learner, a model over an axis of the mesh, and what a device does as devices and tasks double."""
+    here = Path(__file__).parent
+    files = [str(here / "test_conformance.py"), str(here / "test_sharding.py")]
+    command = [sys.executable, "-m", "pytest", "-m", "", "-k", "numbers_of_one or test_sharding", *files]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run(command, env=environment, cwd=here.parent, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and " skipped" not in done.stdout
 
 
 def test_a_run_on_devices_goes_on_with_as_many(tmp_path, capsys):

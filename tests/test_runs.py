@@ -44,6 +44,16 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(run):
     assert [row["step"] for row in more.history] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_a_run_on_a_mesh_has_the_numbers_of_one_device(run):
+    mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
+    more = jmeta.Run.begin(**SMALL).fit(mesh=mesh)
+    assert len(jax.tree.leaves(more.params)[0].devices()) == 2
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), more.params, run.params)
+    result, expected = more.evaluate(episodes=5, mesh=mesh), run.evaluate(episodes=5)
+    assert result["mean_squared_error"] == pytest.approx(expected["mean_squared_error"], rel=1e-4)
+
+
 def test_evaluation_is_that_of_the_learner(run):
     result = run.evaluate(episodes=10, seed=3, shots=5)
     source = jmeta.sinusoid(shots=5)

@@ -114,12 +114,13 @@ class Run:
         """The learner as it is tested."""
         return self.learner_for(self.shapes.get("test") or self.source("test"), split="test")
 
-    def fit(self, *, steps: int | None = None) -> "Run":
+    def fit(self, *, steps: int | None = None, mesh: jax.sharding.Mesh | None = None) -> "Run":
         """Goes on with meta-training.
 
         Args:
             steps: meta-steps in all. Default: those of the settings. With more, the outer rate goes on by the schedule
                 of a run of so many steps, so that it is larger at once than it was at the end.
+            mesh: devices over which the tasks are divided, see `jmeta.fit`. Default: one device.
 
         Returns:
             The run afterwards; this one stays as it is.
@@ -142,6 +143,7 @@ class Run:
             log_every=max(1, config.steps // 100),
             train_state=self.train_state,
             callback=note,
+            mesh=mesh,
         )
         return Run(config, fitted.train_state, rows)
 
@@ -153,6 +155,7 @@ class Run:
         seed: int = 1,
         inner_steps: int | None = None,
         details: bool = False,
+        mesh: jax.sharding.Mesh | None = None,
         **sizes: int,
     ) -> dict[str, Any]:
         """Adapts to unseen tasks and measures the answers.
@@ -163,6 +166,7 @@ class Run:
             seed: the same seed gives the same tasks.
             inner_steps: instead of the run's.
             details: whether the result has `"details"`: confusion matrix, accuracy by class, the rows that were wrong.
+            mesh: devices over which the episodes are divided, see `jmeta.evaluate`. Default: one device.
             sizes: `ways`, `shots`, `queries` instead of the run's.
 
         Returns:
@@ -172,9 +176,8 @@ class Run:
         steps = self.config.test_inner_steps if inner_steps is None else inner_steps
         metric = self.config.metric
         key, learner = jax.random.key(seed), self.learner_for(source, inner_steps, "test")
-        result = evaluate(
-            key, learner, self.params, self.state, source, episodes=episodes, metric=metric, details=details
-        )
+        asked: dict[str, Any] = {"episodes": episodes, "metric": metric, "details": details, "mesh": mesh}
+        result = evaluate(key, learner, self.params, self.state, source, **asked)
         about = {**settings.protocol(self.config), "test_inner_steps": steps, "seed": seed}
         return {"split": split, "metric": metric.__name__, **result, **about}
 
