@@ -187,7 +187,7 @@ def fit(
             train_state = init(key, learner, optimizer, source, mesh=inside)
     else:
         check_state(train_state, learner, optimizer, source, seeds)
-    if (done := int(np.min(train_state.step))) >= steps > 0:
+    if (done := int(np.asarray(train_state.step).min())) >= steps > 0:
         warnings.warn(
             f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
             f"is done; steps={done + steps} makes {steps} more.",
