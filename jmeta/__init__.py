@@ -29,6 +29,7 @@ from jmeta.errors import (
     ConfigError,
     ConvergenceWarning,
     DataError,
+    HostError,
     JmetaError,
     ModelError,
     NonFiniteError,

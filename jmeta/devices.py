@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -96,17 +98,45 @@ def on_mesh(mesh: jax.sharding.Mesh | None) -> Iterator[jax.sharding.Mesh | None
 
 def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
     """The arrays on each device of the mesh, so that they are not copied there again for each call."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, WHOLE))
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, WHOLE)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _on_all_hosts(x, sharding), tree)
+
+
+def _on_all_hosts(x: Any, sharding: NamedSharding) -> Any:
+    """An array that each process has, as one that lies on the devices of all."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _on_all_hosts(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def on_one_device(tree: PyTree) -> PyTree:
-    """The arrays that lie on several devices, on the first of them alone; all others as they are."""
+    """The arrays that lie on several devices, on the first of this process alone; all others, and parts of hosts, as they are."""
 
     def moved(x: Any) -> Any:
-        many = isinstance(x, jax.Array) and len(x.devices()) > 1
-        return jax.device_put(x, jax.devices()[0]) if many else x
+        if not isinstance(x, jax.Array) or len(x.devices()) == 1:
+            return x
+        if x.is_fully_addressable:
+            return jax.device_put(x, jax.local_devices()[0])
+        return x.addressable_data(0) if x.is_fully_replicated else x
 
     return jax.tree.map(moved, tree)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """All of arrays of numbers that are divided over devices, those of other hosts included, as NumPy's."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
 
 
 def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: Any) -> Callable[[Any, Any], Any]:

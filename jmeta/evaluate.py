@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
-from jmeta.devices import DIVIDED, Mesh, devices_of, on_mesh, over_devices, replicated
+from jmeta.devices import DIVIDED, Mesh, devices_of, gathered, on_mesh, over_devices, replicated
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
 from jmeta.losses import (
@@ -216,7 +216,7 @@ def _found(
             details=details,
             mesh=mesh,
         )
-        return found if mesh is None else jax.tree.map(lambda x: np.asarray(x)[:episodes], found)
+        return found if mesh is None else jax.tree.map(lambda x: x[:episodes], gathered(found))
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:
