@@ -118,7 +118,7 @@ def _on_all_hosts(x: Any, sharding: NamedSharding) -> Any:
 
 
 def on_one_device(tree: PyTree) -> PyTree:
-    """The arrays that lie on several devices, on the first of this process alone; all others, and parts of hosts, as they are."""
+    """The arrays that lie on several devices, on the first of this process alone; parts and all others as they are."""
 
     def moved(x: Any) -> Any:
         if not isinstance(x, jax.Array) or len(x.devices()) == 1:

@@ -187,7 +187,7 @@ class Train(_Settings):
                 parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
                 _tell(f"{steps} meta-steps fit into {self.minutes:g} minutes")
             config = parts.config
-            hosts.check_same(settings=dataclasses.asdict(config), last_checkpoint=int(parts.begin.step))
+            hosts.check_same(settings=dataclasses.asdict(config), steps_done=int(parts.begin.step))
             begun = time.monotonic()
             loggers = [LOGGERS[name](self.out, config) for name in self.log if hosts.is_first()]
             with progress(shown=hosts.is_first()) as bars:

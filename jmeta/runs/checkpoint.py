@@ -162,8 +162,11 @@ def _stored(tree: Any) -> Any:
     """What Orbax writes: a tree that is no `TrainState` lies under a name, so that it may be a single array."""
     if isinstance(tree, TrainState):
         return tree
-    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-    return {"tree": jax.tree.map(lambda x: x if is_shape(x) else jnp.asarray(x), tree)}
+    return {"tree": jax.tree.map(lambda x: x if _is_shape(x) else jnp.asarray(x), tree)}
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _steps(path: Path) -> list[int]:
@@ -193,11 +196,17 @@ def _read(checkpoint: Path, like: PyTree | None) -> Any:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        if like is None:  # the devices that wrote it need not be there
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            stored = checkpointer.metadata(checkpoint / "default").item_metadata.tree
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), stored)
-        return checkpointer.restore(checkpoint / "default", like)
+        if like is None:
+            like = checkpointer.metadata(checkpoint / "default").item_metadata.tree
+        return checkpointer.restore(checkpoint / "default", jax.tree.map(_here, like))
+
+
+def _here(leaf: Any) -> Any:
+    """A leaf to read to this device, unless it tells another: those that wrote it need not be there."""
+    if isinstance(leaf, jax.Array) or (getattr(leaf, "sharding", None) is not None and _is_shape(leaf)):
+        return leaf
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
 def _compare(checkpoint: Path, there: dict[str, str], here: dict[str, str]) -> None:

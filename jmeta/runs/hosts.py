@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,7 +114,7 @@ def check_same(**facts: Any) -> None:
     """Compares all that has to be the same in all processes: the code, and some facts about the run.
 
     Args:
-        facts: of any type that JSON has, by what they are called in the sentence.
+        facts: of any type that JSON has, by what they are called in the sentence, in the plural or uncountable.
 
     Raises:
         HostError: they differ, or the processes have unequally many devices; the sentence is the same in all of them.
@@ -125,7 +125,7 @@ def check_same(**facts: Any) -> None:
     if len(set(counts.values())) > 1:
         each = ", ".join(str(counts[i]) for i in sorted(counts))
         raise HostError(f"the processes have {each} devices; give each of them equally many.")
-    facts = {"version of jmeta or JAX": [jmeta.__version__, jax.__version__, _code()]} | facts
+    facts = {"code of jmeta or JAX": [jmeta.__version__, jax.__version__, _code()]} | facts
     digests = [hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest() for fact in facts.values()]
     all_digests = multihost_utils.process_allgather(np.frombuffer(b"".join(digests), np.uint8).reshape(len(facts), -1))
     for i, name in enumerate(facts):
@@ -133,7 +133,7 @@ def check_same(**facts: Any) -> None:
         if differs.any():
             others = ", ".join(str(process) for process in np.flatnonzero(differs))
             raise HostError(
-                f"process {others} has another {name.replace('_', ' ')} than process 0; start all of them with the "
+                f"process {others} has other {name.replace('_', ' ')} than process 0; start all of them with the "
                 "same code, the same flags, and an --out that lies on a file system of all hosts."
             )
 
