@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from jmeta.devices import on_one_device
 from jmeta.errors import CheckpointError, ConfigError, reason_of
 from jmeta.files import write_whole
-from jmeta.runs.hosts import everywhere, is_first, wait
+from jmeta.runs.hosts import everywhere, is_first, is_of_others, wait
 from jmeta.step import TrainState
 from jmeta.tree import path_name
 
@@ -79,9 +79,9 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
         for old in replaced:
             old.rename(old.with_name(f"{old.name}.replaced"))
         new.rename(path / str(step))
-    except jax.errors.JaxRuntimeError:  # another process is gone
-        raise
     except Exception as error:  # Orbax and what it writes with raise errors of many kinds
+        if is_of_others(error):
+            raise
         _remove([new])
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {path} ({reason_of(error)}); make room there, or save "

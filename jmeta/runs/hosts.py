@@ -67,13 +67,15 @@ def together(coordinator: str | None, process_id: int | None, processes: int | N
         yield
         jax.distributed.shutdown()
         quiet()
-    except jax.errors.JaxRuntimeError as error:
-        raise HostError(f"{_LOST} ({reason_of(error)}).") from error
-    except (JmetaError, OSError):
+    except JmetaError:
         raise
-    except Exception:  # Python would wait for the others, and they for this process
+    except Exception as error:
+        if is_of_others(error):
+            raise HostError(f"{_LOST} ({reason_of(error)}).") from error
+        if isinstance(error, OSError):
+            raise
         traceback.print_exc()
-        leave(1)
+        leave(1)  # Python would wait for the others, and they for this process
 
 
 def _begin(coordinator: str | None, process_id: int | None, processes: int | None) -> None:
@@ -84,8 +86,10 @@ def _begin(coordinator: str | None, process_id: int | None, processes: int | Non
             "runs, with the same --processes, that --coordinator names the host of process 0, and that its port is "
             "open.",
             file=sys.stderr,
+            flush=True,
         )
-        leave(2)
+        quiet()
+        os._exit(2)
 
     jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM
     timer = threading.Timer(CONNECTING, late)
@@ -108,6 +112,13 @@ def _begin(coordinator: str | None, process_id: int | None, processes: int | Non
         ) from error
     finally:
         timer.cancel()
+
+
+def is_of_others(error: BaseException | None) -> bool:
+    """Whether an error is of what JAX does with other processes, or comes of such a one."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None and jax.process_count() > 1
 
 
 def check_same(**facts: Any) -> None:
