@@ -58,6 +58,14 @@ def ended(processes, limit=300):
             process.kill()
 
 
+def until_at(folder, step, limit=200):
+    """Waits for a job that was just started to be at a step."""
+    file, begun = folder / "metrics.jsonl", time.time()
+    while not (file.exists() and file.stat().st_mtime > begun and len(read_rows(folder)) >= step):
+        assert time.time() < begun + limit
+        time.sleep(0.05)
+
+
 def errors(lines):
     return [line for line in lines if line.startswith("error: ")]
 
@@ -106,9 +114,7 @@ def test_a_killed_job_ends_and_goes_on_bit_identically(undisturbed, tmp_path):
     steps = sorted(moments.sample(range(1, 20), MOMENTS))
     for i, step in enumerate(steps):
         processes = job(*FLAGS, "--out", out, "--resume")
-        deadline = time.monotonic() + 200
-        while (not out.exists() or len(read_rows(out)) < step) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until_at(out, step)
         time.sleep(moments.random())  # in the middle of a scan, a validation, or a checkpoint
         victim = i % 2
         processes[victim].send_signal(signal.SIGKILL)
@@ -142,9 +148,7 @@ def raw(x):
 def test_a_signal_to_one_process_ends_all_in_order(tmp_path):
     out = tmp_path / "run"
     processes = job(*FLAGS, "--out", out)
-    deadline = time.monotonic() + 200
-    while (not out.exists() or len(read_rows(out)) < 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until_at(out, 2)
     processes[1].send_signal(signal.SIGTERM)
     for code, lines in ended(processes):
         assert code == 143 and lines[-1].startswith("interrupted; go on by `jmeta train --resume"), lines
