@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_gradient, check_memory, check_state, check_task
 from jmeta.compilation import compiled
 from jmeta.core import Info, Keys, MetaLearner, Params, State, Task, TaskSource
-from jmeta.devices import Mesh, on_mesh, on_one_device, replicated, share
+from jmeta.devices import Mesh, on_mesh, replicated, share
 from jmeta.diagnosis import diagnosis
 from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.losses import check_classes, targets_needed
@@ -192,7 +192,7 @@ def fit(
             )
             done = int(train_state.step)
             if done < min(begin + log_every, steps):
-                why = diagnosis(learner, *_drawn(learner, source, on_one_device(train_state), tasks))
+                why = diagnosis(learner, *_drawn(learner, source, train_state, tasks))
                 raise NonFiniteError(f"the meta-step is not finite at step {done}: {why}.", done, train_state)
             means = {name: np.asarray(x, np.float64)[: done - begin].mean(axis=0).tolist() for name, x in info.items()}
             if means.get("unconverged", 0.0) > 0.0 and not any(row.get("unconverged") for row in history):

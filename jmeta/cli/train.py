@@ -87,6 +87,9 @@ class Train(_Settings):
 
     def run(self, signals: Signals) -> None:
         """Trains, evaluates and prints."""
+        if self.print_config:
+            print(_toml(self._resolved()[0]))
+            return
         told = (self.coordinator, self.process_id, self.processes)
         if self.distributed or os.environ.get("JMETA_DISTRIBUTED") == "1":
             with hosts.together(*told):
@@ -99,9 +102,6 @@ class Train(_Settings):
             self._run(signals)
 
     def _run(self, signals: Signals) -> None:
-        if self.print_config:
-            print(_toml(self._resolved()[0]))
-            return
         for name in self.log:
             lookup(LOGGERS, name, "logger")
         if not self.seeds:
