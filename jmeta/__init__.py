@@ -30,6 +30,7 @@ from jmeta.errors import (
     ConfigError,
     ConvergenceWarning,
     DataError,
+    HostError,
     JmetaError,
     ModelError,
     NonFiniteError,

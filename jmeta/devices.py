@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -134,7 +136,23 @@ def on_mesh(mesh: jax.sharding.Mesh | None, seeds: int | None = None) -> Iterato
 
 def replicated(mesh: jax.sharding.Mesh | None, tree: PyTree) -> PyTree:
     """The arrays on each device of the mesh, so that they are not copied there again for each call."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, WHOLE))
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, WHOLE)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: _on_all_hosts(x, sharding), tree)
+
+
+def _on_all_hosts(x: Any, sharding: NamedSharding) -> Any:
+    """An array that each process has, as one that lies on the devices of all."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _on_all_hosts(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    value = np.asarray(x)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def divided(mesh: jax.sharding.Mesh | None, seeds: int | None, tree: PyTree) -> PyTree:
@@ -177,18 +195,22 @@ def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
 
     def put(x: Array) -> Array:
         if not isinstance(x, jax.core.Tracer):
-            return jax.device_put(x, place_of(mesh, x))
+            there = place_of(mesh, x)
+            return jax.device_put(x, there) if there.is_fully_addressable else _on_all_hosts(x, there)
         return lax.with_sharding_constraint(x, place_of(mesh, x)) if MODEL in mesh.axis_names else x
 
     return jax.tree.map(put, tree)
 
 
 def on_one_device(tree: PyTree) -> PyTree:
-    """The arrays that lie on several devices, on the first of them alone; all others as they are."""
+    """The arrays that lie on several devices, on the first of this process alone; parts and all others as they are."""
 
     def moved(x: Any) -> Any:
-        many = isinstance(x, jax.Array) and len(x.devices()) > 1
-        return jax.device_put(x, jax.devices()[0]) if many else x
+        if not isinstance(x, jax.Array) or len(x.devices()) == 1:
+            return x
+        if x.is_fully_addressable:
+            return jax.device_put(x, jax.local_devices()[0])
+        return x.addressable_data(0) if x.is_fully_replicated else x
 
     return jax.tree.map(moved, tree)
 
@@ -232,6 +254,15 @@ def over_seeds(
         return each
     specs = PartitionSpec(SEEDS)
     return jax.shard_map(each, mesh=mesh, in_specs=(specs, WHOLE), out_specs=specs, axis_names={SEEDS}, check_vma=False)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """All of arrays of numbers that are divided over devices, those of other hosts included, as NumPy's."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
 
 
 def over_devices(mesh: Mesh | None, function: Callable[[Any, Any], Any], out: Any) -> Callable[[Any, Any], Any]:

@@ -39,6 +39,10 @@ class CheckpointError(JmetaError, OSError):
     """A run folder or a checkpoint cannot be used."""
 
 
+class HostError(JmetaError, RuntimeError):
+    """The processes of a run on several hosts do not find each other, do not fit together, or one of them is gone."""
+
+
 class NonFiniteError(JmetaError, FloatingPointError):
     """The meta-loss, its gradient or the update became infinite or not a number.
 

@@ -16,10 +16,21 @@ from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
 from jmeta.details import answers_of
 from jmeta.details import details as details_of
-from jmeta.devices import DIVIDED, Mesh, check_seeds, devices_of, divided, on_mesh, over_devices, over_seeds, replicated
+from jmeta.devices import (
+    DIVIDED,
+    Mesh,
+    check_seeds,
+    devices_of,
+    divided,
+    gathered,
+    on_mesh,
+    over_devices,
+    over_seeds,
+    replicated,
+)
 from jmeta.diagnosis import broken_part
 from jmeta.errors import ConfigError, ModelError, NonFiniteError
-from jmeta.feed import check_fed, data_of, fed_episodes
+from jmeta.feed import data_of, fed_episodes
 from jmeta.losses import (
     Pooled,
     accuracy,
@@ -31,7 +42,7 @@ from jmeta.losses import (
 )
 from jmeta.metrics import interval, seeds_interval
 from jmeta.step import default_chunk
-from jmeta.tree import path_name
+from jmeta.tree import part_of, path_name
 
 Metric = Callable[..., Any]
 
@@ -131,7 +142,7 @@ def evaluate(
     alone = asked(alone=True)["values"] if transductive else {}
 
     def result(seed: int) -> dict[str, Any]:
-        values, answers = _of_seed(seed, seeds, (found["values"], found["answers"]))
+        values, answers = part_of(seed, seeds, (found["values"], found["answers"]))
         of = "" if seeds is None else f" of seed {seed}"
         kept = _kept(values, episodes, skip_nonfinite, of, lambda i: _episode(key, source, episodes, i))
 
@@ -142,7 +153,7 @@ def evaluate(
         results: dict[str, Any] = {}
         for name, (mean, half_width) in intervals(values).items():
             results |= {name: mean, "ci95" if name == main else f"{name}_ci95": half_width}
-        for name, (mean, half_width) in intervals(_of_seed(seed, seeds, alone)).items():
+        for name, (mean, half_width) in intervals(part_of(seed, seeds, alone)).items():
             by_itself = "alone" if name == main else f"{name}_alone"
             results |= {by_itself: mean, f"{by_itself}_ci95": half_width}
         return {
@@ -183,10 +194,6 @@ def _check_seeds(seeds: int | None, tree: PyTree) -> None:
                 f"seeds is {seeds}, and {path_name(path[1:]) or 'a leaf'!r} has the shape {list(jnp.shape(x))}; give "
                 "params and state as jmeta.fit gives them of so many keys."
             )
-
-
-def _of_seed(seed: int, seeds: int | None, tree: PyTree) -> PyTree:
-    return tree if seeds is None else jax.tree.map(lambda x: x[seed], tree)
 
 
 def _kept(values: PyTree, episodes: int, skip_nonfinite: bool, of: str, episode: Callable[[int], Task]) -> np.ndarray:
@@ -266,7 +273,6 @@ def _found(
     chunk = min(-(-episodes // devices_of(mesh, seeds)), task_chunk or default_chunk(task, 32))
     check_memory(task, chunk * (seeds or 1))
     check_seeds(mesh, seeds)
-    check_fed(source, seeds)
     found: list[dict[str, Any]] = []
     with on_mesh(mesh, seeds) as mesh, fed_episodes(source, key, episodes, chunk, mesh, seeds) as parts:
         own = divided(mesh, seeds, (params, state))
@@ -287,7 +293,7 @@ def _found(
                 )
             )
         wanted = (slice(episodes),) if seeds is None else (slice(None), slice(episodes))
-        return jax.tree.map(lambda *x: np.concatenate(x, len(wanted) - 1)[wanted], *found)
+        return jax.tree.map(lambda *x: np.concatenate(x, len(wanted) - 1)[wanted], *gathered(found))
 
 
 def _episode(key: Key[Array, ""], source: TaskSource, episodes: int, i: int) -> Task:

@@ -137,6 +137,7 @@ def fed_episodes(
         Of each part the keys, equally many, which the devices divide, and the data: of a source that has all, one part.
         Those beyond the last episode are some again.
     """
+    check_fed(source, seeds)
     devices = devices_of(mesh, seeds)
     if source.feed is None:
         parts, size, block, length = 1, episodes + -episodes % devices, 0, 0

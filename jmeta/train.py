@@ -23,6 +23,7 @@ from jmeta.errors import ConfigError, ConvergenceWarning, NonFiniteError
 from jmeta.feed import check_fed, data_of, fed
 from jmeta.losses import check_classes, targets_needed
 from jmeta.step import TrainState, draw, keys_of_step, make_step, unfit
+from jmeta.tree import part_of
 
 Metrics = Mapping[str, Any]
 
@@ -180,7 +181,7 @@ def fit(
     check_concrete("fit", help_, key, source.data, train_state)
     seeds = seeds_of(key)
     check_fed(source, seeds)
-    check_memory(jax.eval_shape(source.sample, _of_seed(0, seeds, key), source.data), tasks * (seeds or 1))
+    check_memory(jax.eval_shape(source.sample, part_of(0, seeds, key), source.data), tasks * (seeds or 1))
     share(mesh, tasks, seeds)
     if train_state is None:
         with on_mesh(mesh if seeds is None else None) as inside:
@@ -244,17 +245,13 @@ def fit(
     return Fit(train_state.params, train_state.state, history, train_state)
 
 
-def _of_seed(i: int, seeds: int | None, tree: PyTree) -> PyTree:
-    return tree if seeds is None else jax.tree.map(lambda x: x[i], tree)
-
-
 def _tell_broken(
     learner: MetaLearner, source: TaskSource, train_state: TrainState, tasks: int, broken: Any, stopped: Any
 ) -> None:
     """Raises `NonFiniteError` where every seed, or the only one, has stopped, and else warns of those that just did."""
     steps = train_state.step
     seeds, first = (None, 0) if np.ndim(steps) == 0 else (len(steps), int(np.argmax(broken)))
-    why = diagnosis(learner, *_drawn(learner, source, _of_seed(first, seeds, train_state), tasks))
+    why = diagnosis(learner, *_drawn(learner, source, part_of(first, seeds, train_state), tasks))
     if seeds is None:
         raise NonFiniteError(f"the meta-step is not finite at step {steps}: {why}.", int(steps), train_state)
     where = ", ".join(f"at step {steps[i]} of seed {i}" for i in np.flatnonzero(broken))

@@ -90,3 +90,8 @@ def widened(tree: PyTree) -> PyTree:
 
 def _is_narrow(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+
+
+def part_of(i: int, seeds: int | None, tree: PyTree) -> PyTree:
+    """What belongs to one of many seeds in arrays `[seeds, ...]`; all of it where there is no such axis, None."""
+    return tree if seeds is None else jax.tree.map(lambda x: x[i], tree)

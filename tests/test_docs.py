@@ -72,8 +72,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 COMMANDS = sorted(
     {found[0] for page in PAGES for found in re.findall(r"(jmeta train [^`#\n]*?)\s*(#|`|\n)", page.read_text())}
 )
-# data, networks and files of the reader's own, and `...` for what does not matter
-OWN = re.compile(r"--data \S+[./]|--model (\S+:|runs/)|--config|\.\.\.|PATH|FOLDER|DIR|NAME|FILE|--help")
+# data, networks, files and variables of the reader's own, and `...` for what does not matter
+OWN = re.compile(r"\$[A-Za-z]|--data \S+[./]|--model (\S+:|runs/)|--config|\.\.\.|PATH|FOLDER|DIR|NAME|FILE|--help")
 
 
 def test_every_command_of_the_docs_is_one_of_today(capsys):

@@ -21,6 +21,7 @@ from jmeta.cli.report import Report
 from jmeta.cli.search import Search
 from jmeta.cli.train import Train, defaults_of, with_file
 from jmeta.errors import JmetaError
+from jmeta.runs.hosts import leave, quiet
 from jmeta.runs.programs import keep_programs
 from jmeta.runs.stopping import Signals, say
 
@@ -64,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.run(signals)
         except JmetaError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            leave(2)
         except KeyboardInterrupt:
+            quiet()
             say(f"interrupted{command.hint() if hasattr(command, 'hint') else ''}.")
             os._exit(signals.code)  # XLA may still compute, and crashes when Python is taken down below it
         except OSError as error:
@@ -74,4 +76,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see that it is there and yours to use"
             )
             print(f"error: {what} cannot be written or read ({why}); {help_}, or give another folder.", file=sys.stderr)
-            sys.exit(2)
+            leave(2)

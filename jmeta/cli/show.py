@@ -53,7 +53,7 @@ def print_result(config: Config, result: Mapping[str, Any], table: Table) -> Non
     Console().print(table)
 
 
-def progress() -> Progress:
+def progress(shown: bool = True) -> Progress:
     """A bar with a note, on the error stream."""
     return Progress(
         TextColumn("{task.description}"),
@@ -62,4 +62,5 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        disable=not shown,
     )

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +22,7 @@ from jmeta.cli.show import as_json, interval, print_result, progress, result_tab
 from jmeta.errors import CheckpointError, ConfigError, JmetaError, lookup
 from jmeta.files import write_whole
 from jmeta.metrics import seeds_interval
-from jmeta.runs import settings, sweeping
+from jmeta.runs import hosts, settings, sweeping
 from jmeta.runs.assessment import assess
 from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
 from jmeta.runs.loggers import LOGGERS
@@ -43,6 +46,10 @@ def _flag_of(setting: Setting) -> tuple[str, Any, Any]:
     text = setting.help.format(f"{', '.join(most)} or {last}")
     about = tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint=f"(default: {setting.shown})")
     return setting.name, Annotated[kind, about], () if setting.type is Mapping else None
+
+
+def _of_hosts(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: that of Slurm, Cloud TPU or MPI)")
 
 
 _Settings: Any = dataclasses.make_dataclass("_Settings", map(_flag_of, FLAGS.values()), frozen=True)
@@ -72,12 +79,33 @@ class Train(_Settings):
     """The run folder."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder, if there is one."""
+    distributed: bool = False
+    """Train with the other processes of a job, on several hosts; Slurm, Cloud TPU or MPI tell which. The environment
+    variable JMETA_DISTRIBUTED=1 is the same."""
+    coordinator: Annotated[str | None, _of_hosts("HOST:PORT")] = None
+    """Where process 0 of --distributed is, and a free port of that host."""
+    processes: Annotated[int | None, _of_hosts("INT")] = None
+    """How many processes --distributed has."""
+    process_id: Annotated[int | None, _of_hosts("INT")] = None
+    """Which of the processes of --distributed this is, from 0."""
 
     def run(self, signals: Signals) -> None:
         """Trains, evaluates and prints."""
         if self.print_config:
             print(_toml(self._resolved()[0]))
             return
+        told = (self.coordinator, self.process_id, self.processes)
+        if self.distributed or os.environ.get("JMETA_DISTRIBUTED") == "1":
+            with hosts.together(*told):
+                self._run(signals)
+        elif any(value is not None for value in told):
+            raise ConfigError(
+                "--coordinator, --processes and --process-id are of several processes; add --distributed."
+            )
+        else:
+            self._run(signals)
+
+    def _run(self, signals: Signals) -> None:
         for name in self.log:
             lookup(LOGGERS, name, "logger")
         if self.sweep:
@@ -94,9 +122,9 @@ class Train(_Settings):
         for seed in self.seeds:
             changes: dict[str, Any] = {"seed": seed, "seeds": (), "out": self.out / f"seed-{seed}"}
             one = dataclasses.replace(self, **changes)
-            print(f"seed {seed}", file=sys.stderr)
+            _tell(f"seed {seed}")
             results.append(one._one(signals))
-        if not self.no_report:
+        if not self.no_report and hosts.is_first():
             _print_seeds(self, [result for result in results if result is not None])
 
     def _sweep(self) -> None:
@@ -123,6 +151,10 @@ class Train(_Settings):
         given = {name: value for name in FLAGS if (value := getattr(self, name)) not in (None, ())}
         for name in [name for name in given if FLAGS[name].type is Mapping]:
             given[name] = dict(_named(name, option) for option in given[name])
+        if hosts.several():
+            there = jax.device_count()
+            if given.setdefault("devices", there) != there:  # which a run that goes on takes as well
+                raise ConfigError(f"--devices is {self.devices}, and the job has {there}; leave the flag away.")
         return given
 
     def _resolved(self) -> tuple[Config, list[str]]:
@@ -164,21 +196,23 @@ class Train(_Settings):
 
     def _one(self, signals: Signals) -> Mapping[str, Any] | None:
         config = self._resolved()[0]
+        hosts.check_same(settings=dataclasses.asdict(config))
         parts = parts_of(config if (self.out / "config.json").exists() else on_all_cores(config))
-        with only_writer(self.out):
+        with only_writer(self.out) if hosts.is_first() else nullcontext():
             if (self.out / "config.json").exists():  # which another process may have written while this one waited
                 config, changes = self._resolved()
                 parts = resumed(self.out, parts._replace(config=config))
                 if changes:
-                    print(f"going on with {', '.join(changes)}", file=sys.stderr)
+                    _tell(f"going on with {', '.join(changes)}")
             elif self.minutes is not None:
-                steps = steps_within(parts, self.minutes)
+                steps = hosts.of_first(steps_within(parts, self.minutes))
                 parts = parts._replace(config=dataclasses.replace(parts.config, steps=steps))
-                print(f"{steps} meta-steps fit into {self.minutes:g} minutes", file=sys.stderr)
+                _tell(f"{steps} meta-steps fit into {self.minutes:g} minutes")
             config = parts.config
+            hosts.check_same(settings=dataclasses.asdict(config), steps_done=int(parts.begin.step))
             begun = time.monotonic()
-            loggers = [LOGGERS[name](self.out, config) for name in self.log]
-            with progress() as bars:
+            loggers = [LOGGERS[name](self.out, config) for name in self.log if hosts.is_first()]
+            with progress(shown=hosts.is_first()) as bars:
                 bar = bars.add_task("meta-training", total=config.steps, completed=0, note="compiling")
 
                 validations: list[str] = []
@@ -194,8 +228,8 @@ class Train(_Settings):
             seconds = f"{time.monotonic() - begun:.0f} s"
             done = int(run.train_state.step)
             early = f" and ended at step {done} of {config.steps} by its patience" if done < config.steps else ""
-            print(f"meta-training took {seconds}{early}", file=sys.stderr)
-            return None if self.no_report else self._report(run)
+            _tell(f"meta-training took {seconds}{early}")
+            return self._report(run) if hosts.is_first() and not self.no_report else None
 
     def _report(self, run: Run) -> Mapping[str, Any]:
         print("evaluating on unseen tasks", file=sys.stderr)
@@ -208,7 +242,13 @@ class Train(_Settings):
         return result
 
 
+def _tell(sentence: str) -> None:
+    if hosts.is_first():
+        print(sentence, file=sys.stderr)
+
+
 def _stopped(flags: Train) -> None:
+    hosts.quiet()
     say(f"interrupted{flags.hint()}.")
 
 

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from jmeta.devices import on_one_device
 from jmeta.errors import CheckpointError, ConfigError, reason_of
 from jmeta.files import write_whole
+from jmeta.runs.hosts import everywhere, is_first, is_of_others, wait
 from jmeta.step import TrainState
 from jmeta.tree import path_name
 
@@ -28,6 +29,8 @@ _KEPT = 2
 
 def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
     """Writes a checkpoint; a process killed in the middle, or a full disk, leaves the one before intact.
+
+    On several hosts each process calls it, with a folder that all of them see; what is no array the first one writes.
 
     Args:
         folder: where the checkpoints of the run lie, one sub-folder a step; the last two are kept. Those of this step
@@ -48,23 +51,29 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
     """
     import orbax.checkpoint as ocp
 
-    path, tree = _absolute(folder), on_one_device(_stored(train_state))  # a process with fewer can read it
+    path, tree = _absolute(folder), everywhere(on_one_device(_stored(train_state)))
     step = int(np.max(train_state.step)) if isinstance(train_state, TrainState) else 0  # that of the seed furthest on
     if not isinstance(train_state, TrainState) and any("step" in _leaves_of(path / str(s)) for s in _steps(path)):
         raise CheckpointError(f"{path} holds the checkpoints of a run, which this would replace; name another folder.")
     if not jax.tree.leaves(tree):
         raise CheckpointError(f"there is nothing to save in {path}: the tree has no leaves; give it some.")
     new = path / f"{step}.part"
-    _remove(folder for folder in path.glob("*") if _LEFTOVER.fullmatch(folder.name))
+    if is_first():
+        _remove(folder for folder in path.glob("*") if _LEFTOVER.fullmatch(folder.name))
     replaced = [path / str(s) for s in _steps(path) if s >= step]
     if (path / str(step)).exists() and path / str(step) not in replaced:
         replaced.append(path / str(step))  # a write that was killed before it was sealed
     try:
-        new.mkdir(parents=True)
-        _reserve(new / "room", tree)
+        if is_first():
+            new.mkdir(parents=True)
+            _reserve(new / "room", tree)
+        wait("a folder for a checkpoint")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(new / "default", tree)
             checkpointer.wait_until_finished()
+        if not is_first():
+            wait("a sealed checkpoint")
+            return
         names = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
         seal = {"sha256": _digest(new, names), "files": names, "leaves": _leaves(tree)}
         write_whole(new / _SEAL, json.dumps(seal))
@@ -72,11 +81,14 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
             old.rename(old.with_name(f"{old.name}.replaced"))
         new.rename(path / str(step))
     except Exception as error:  # Orbax and what it writes with raise errors of many kinds
+        if is_of_others(error):
+            raise
         _remove([new])
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {path} ({reason_of(error)}); make room there, or save "
             "elsewhere: those before it are as they were."
         ) from error
+    wait("a sealed checkpoint")
     _remove(old.with_name(f"{old.name}.replaced") for old in replaced)
     _remove(path / str(s) for s in sorted(_steps(path))[:-_KEPT])
 
@@ -151,8 +163,11 @@ def _stored(tree: Any) -> Any:
     """What Orbax writes: a tree that is no `TrainState` lies under a name, so that it may be a single array."""
     if isinstance(tree, TrainState):
         return tree
-    is_shape = lambda x: isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-    return {"tree": jax.tree.map(lambda x: x if is_shape(x) else jnp.asarray(x), tree)}
+    return {"tree": jax.tree.map(lambda x: x if _is_shape(x) else jnp.asarray(x), tree)}
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _steps(path: Path) -> list[int]:
@@ -182,7 +197,17 @@ def _read(checkpoint: Path, like: PyTree | None) -> Any:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(checkpoint / "default", *(() if like is None else (like,)))
+        if like is None:
+            like = checkpointer.metadata(checkpoint / "default").item_metadata.tree
+        return checkpointer.restore(checkpoint / "default", jax.tree.map(_here, like))
+
+
+def _here(leaf: Any) -> Any:
+    """A leaf to read to this device, unless it tells another: those that wrote it need not be there."""
+    if isinstance(leaf, jax.Array) or (getattr(leaf, "sharding", None) is not None and _is_shape(leaf)):
+        return leaf
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
 def _compare(checkpoint: Path, there: dict[str, str], here: dict[str, str]) -> None:

@@ -192,6 +192,7 @@ class Config:
     devices: int | None = setting(
         "Devices over which the tasks of a meta-step are divided; of a CPU its cores.",
         range=(1, 100_000),
+        changes=True,
         shown="1, on a CPU one a core that divides the tasks",
     )
     patience: int | None = setting(

@@ -15,7 +15,7 @@ from jmeta.core import MetaLearner, TaskSource
 from jmeta.devices import cores_for, mesh_of, on_one_device, share
 from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
-from jmeta.runs import settings
+from jmeta.runs import hosts, settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.config import Config
 from jmeta.runs.loggers import Logger, Row
@@ -128,12 +128,14 @@ def train(
     """
     config, train_state = parts.config, parts.begin
     rows: list[Row] = [row for row in read_rows(folder) if row["step"] <= int(train_state.step)]
-    write_settings(folder, config, rows, {"train": parts.source, "test": parts.test})
+    if hosts.is_first():
+        write_settings(folder, config, rows, {"train": parts.source, "test": parts.test})
     for logger in loggers:
         for row in rows:
             logger(row)
     if int(train_state.step) < config.steps and not out_of_patience(config, rows):
         train_state = _trained(folder, parts, signals, loggers, stopped, rows, train_state)
+    hosts.wait("the best checkpoint")
     best = restore(folder / BEST, train_state) if latest_step(folder / BEST) is not None else None
     return Run(config, train_state, rows, best)
 
@@ -158,6 +160,10 @@ def _trained(
         with saving:
             save(folder / LAST, done[-1])
 
+    def late() -> None:
+        if not hosts.several():  # else all would have to save it
+            save_done()
+
     def checked(train_state: TrainState) -> dict[str, float]:
         result = evaluate(
             key,
@@ -179,19 +185,22 @@ def _trained(
             if best_row(config, [*rows, row]) is row:
                 save(folder / BEST, train_state)
         rows.append(row)
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if hosts.is_first():
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
         done[:] = [train_state]
-        if check or signals.number:  # after the row, which going on from this checkpoint would not write again
+        if number := hosts.largest(signals.number or 0):  # a signal to one process ends all
+            signals.number = number
+        if check or number:  # after the row, which going on from this checkpoint would not write again
             save_done()
-        if signals.number:
+        if number:
             raise KeyboardInterrupt
         for logger in loggers:
             logger(row)
         return out_of_patience(config, rows)
 
     try:
-        with signals.held(lambda: bool(done), save_done, stopped), warnings.catch_warnings():
+        with signals.held(lambda: bool(done), late, stopped), warnings.catch_warnings():
             # patience may end a run that goes on at once
             warnings.filterwarnings("ignore", message="the first call of the callback returned True")
             fitted = fit(
