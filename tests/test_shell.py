@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -303,3 +306,11 @@ def test_help_tells_the_defaults_of_what_was_chosen(capsys):
         main("train", "--learner", "reptile", "--data", "sinusoid", "--help")
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "Defaults of reptile on sinusoid" in out and "\ninner_steps = 32\n" in out
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = f"{sys.executable} -m jmeta.cli train --print-config"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | sleep 0"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode in (0, 141) and done.stderr == ""

@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             quiet()
             say(f"interrupted{command.hint() if hasattr(command, 'hint') else ''}.")
             os._exit(signals.code)  # XLA may still compute, and crashes when Python is taken down below it
+        except BrokenPipeError:  # who reads the output has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it at its end
+            leave(141)
         except OSError as error:
             what, why = error.filename or "a file of the run", error.strerror or error
             help_ = (
