@@ -143,7 +143,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    names = [name for name in rows if not name.startswith("generalised")]
+    names = [name for kind in ("attributes", "text") for policy in NORMS if (name := f"{kind}, {policy}") in rows]
     for offset, ways in ((-0.2, "5"), (0.2, "20")):
         values = [rows[name][ways] for name in names]
         axes.bar(
@@ -154,7 +154,7 @@ def picture(file: Path, rows: dict[str, Any]) -> None:
             label=f"{ways}-way",
         )
         axes.axhline(1 / int(ways), color="tab:gray", linestyle=":", linewidth=1)
-    axes.set_xticks(np.arange(len(names)), [name.replace(", ", "\n") for name in names])
+    axes.set_xticks(np.arange(len(names)), [name.replace(", ", "\n") for name in names], fontsize=8)
     axes.set(ylabel="accuracy, unseen characters", ylim=(0, 1), title="zero-shot from the Unicode name; dots: chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
