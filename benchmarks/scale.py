@@ -3,15 +3,19 @@
 The numbers are read from compiled programs of a meta-step on devices of a CPU, of which nothing runs.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 import jmeta
 from benchmarks.memory import Transformer
+from benchmarks.results import RESULTS
 from jmeta.devices import mesh_of, on_mesh, place_of
 
 DEVICES = 8
@@ -77,10 +81,33 @@ def _mesh(tasks: int, model: int) -> jax.sharding.Mesh:
     return jax.make_mesh((tasks, model), ("tasks", "model"), devices=jax.devices()[: tasks * model])
 
 
-def main() -> None:
-    """Prints both tables."""
+def picture(file: Path, cases: dict[str, dict[int, Any]]) -> None:
+    """What a device does and holds, each relative to a single device."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, 2, sharey=True), cases.items(), strict=True):
+        for name, marker in (("flops", "o-"), ("held", "s-"), ("temporary", "^-")):
+            axes.plot(list(rows), [row[name] / rows[1][name] for row in rows.values()], marker, label=name)
+        axes.plot(list(rows), [1 / n if "model" in title else 1 for n in rows], ":", color="tab:gray", label="ideal")
+        axes.set_xscale("log", base=2)
+        axes.set(title=title, xlabel="devices", xticks=list(rows), xticklabels=list(rows), ylim=(0, 1.1))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("of a device, against one")
+    figure.axes[1].legend(frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def main(out: Path = RESULTS / "scale.json") -> None:
+    """Prints both tables and stores them with a picture.
+
+    Args:
+        out: where the numbers go; the picture goes beside them.
+    """
     mesh_of(DEVICES)  # divides a CPU
     cases = {"tasks over devices, 8 each": weak_scaling(), "a model over devices": divided_model()}
+    out.write_text(json.dumps(cases, indent=2) + "\n")
+    picture(out.with_suffix(".png"), cases)
     for title, rows in cases.items():
         table = Table("devices", "MFLOPs", "held, MB", "temporary, MB", "all-reduces", title=title)
         for n, row in rows.items():
@@ -90,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)
