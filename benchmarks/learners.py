@@ -59,10 +59,13 @@ class Case:
         return f"{self.data}, {self.label}"
 
 
+PAPERS = {"conv4": "conv4-maml", "conv4-max": "conv4-maml-max", "conv4-protonet": "conv4-maml-max"}
+
+
 def of_the_paper(learner: str) -> dict[str, Any]:
     """The network of the papers, and tasks of one size."""
     defaults = LEARNERS[learner].defaults
-    network: dict[str, Any] = {"model": {"conv4": "conv4-maml", "conv4-max": "conv4-maml-max"}[defaults["model"]]}
+    network: dict[str, Any] = {"model": PAPERS[defaults["model"]]}
     if LEARNERS[learner].pretrains:
         return network | {"norm": "running"}
     return network | ({"tasks": 4, "train_queries": 15} if defaults["tasks"] == 8 else {})

@@ -36,7 +36,7 @@ def test_case_names_are_unique():
     [
         pytest.param("max-pool, first order, 1 step, 1 query", marks=pytest.mark.slow),
         "sinusoid, exact, 1 step",
-        "ProtoNet, 60-way 1-shot, 5 queries",
+        pytest.param("ProtoNet, 60-way 1-shot, 5 queries", marks=pytest.mark.slow),
         pytest.param("stride, exact, 1 step, 1 query, arrays", marks=pytest.mark.slow),
     ],
 )
@@ -50,7 +50,10 @@ def test_jmeta_in_each_family(name):
         assert result["memory"] > 1e8
 
 
-@pytest.mark.parametrize("name", ["jmeta", "higher", "torchopt", "torch.func", "jax-meta", "nn.Conv"])
+SLOW = pytest.param("nn.Conv", marks=pytest.mark.slow)  # compiles for a minute
+
+
+@pytest.mark.parametrize("name", ["jmeta", "higher", "torchopt", "torch.func", "jax-meta", SLOW])
 def test_a_system_has_the_loss_of_jmeta_in_a_process_of_its_own(name, monkeypatch):
     reason = SYSTEMS[name].missing()
     if reason:

@@ -133,7 +133,7 @@ def test_a_new_setting_is_one_line(tmp_path):
     assert "\ntemperature = 0.25\n" in done.stdout
     assert "--temperature has no meaning for maml with conv4 on glyphs; leave it away." in done.stderr
     assert "--temperature is -1.0; give a positive number." in done.stderr
-    assert re.search(r"--temperature FLOAT\s+│?\s*Of the attention", done.stdout)
+    assert re.search(r"--temperature FLOAT[\s│]+Of the attention", done.stdout)
 
 
 def test_a_field_without_a_default_is_in_every_config():

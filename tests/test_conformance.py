@@ -236,7 +236,7 @@ def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, s
 def test_defaults_hold_for_one_query():
     for name, entry in LEARNERS.items():
         data = "point_navigation" if entry.acts else "glyphs"
-        assert settings.resolve(name, data).norm in (None, "group", "layer")
+        assert settings.resolve(name, data).norm in (None, "group", "layer", "running")
 
 
 @pytest.mark.parametrize("norm", ["group", "per_task", "running"])

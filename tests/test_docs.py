@@ -18,11 +18,12 @@ from jmeta.runs.registry import LEARNERS
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    pytest.param(block, id=f"{file.stem}-{i}")
+PLACES = {  # what stands in two places runs once
+    block: f"{file.stem}-{i}"
     for file in FILES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL))
-]
+}
+BLOCKS = [pytest.param(block, id=place) for block, place in PLACES.items()]
 FEWER = [
     (r"\b(steps|tasks)=[\d_]+", r"\1=2"),
     (r"(?m)(jmeta\.evaluate\(.*?)(, episodes=\d+)?\)\)$", r"\1, episodes=2))"),
