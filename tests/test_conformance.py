@@ -66,8 +66,11 @@ class Kind(NamedTuple):
     learned: Any  # (metric before, metric after) -> whether it learned
 
 
-def make(entry: Entry, fits: bool = True, norm: str = "group", **options: int) -> jmeta.MetaLearner:
-    return entry.make(jmeta.linen(KINDS[entry.acts].network(entry, fits, norm)), **options)
+def make(entry: Entry, fits: bool = True, norm: str | None = None, **options: int) -> jmeta.MetaLearner:
+    """The learner with the normalisation that is its default, or another."""
+    network = MODELS[entry.defaults["model"]].make
+    default = getattr(network, "keywords", {}).get("norm", "group")
+    return entry.make(jmeta.linen(KINDS[entry.acts].network(entry, fits, norm or default)), **options)
 
 
 def image_network(entry, fits, norm):
@@ -222,7 +225,7 @@ def test_queries_never_reach_adapt(source, run):
 
 
 def test_a_query_alone_has_the_answer_that_it_has_among_others(entry, learner, source, run):
-    """With the normalisation that is the default of every network of images."""
+    """With the normalisation that is the learner's default."""
     if entry.acts:
         pytest.skip("an episode draws by its place among the others")
     task = task_of(sampled(source), 0)
