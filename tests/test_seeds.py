@@ -71,11 +71,11 @@ def images():
 
 
 class Convolution(nn.Module):
-    """Whose kernels are those of each seed."""
+    """Whose kernels are those of each seed; a bias would move no distance, and have a gradient of rounding alone."""
 
     @nn.compact
     def __call__(self, x):
-        return jmeta.Conv(4, (3, 3), strides=2)(x).reshape(len(x), -1)
+        return jmeta.Conv(4, (3, 3), strides=2, use_bias=False)(x).reshape(len(x), -1)
 
 
 def mesh_of(*axes, kind=AxisType.Auto):

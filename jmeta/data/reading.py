@@ -116,7 +116,8 @@ def _by_file(examples: Any) -> Callable[[], Any]:
     while isinstance(whole.base, np.memmap):
         whole = whole.base
     offset = whole.offset - whole.offset % mmap.ALLOCATIONGRANULARITY + examples.ctypes.data - begin
-    return functools.partial(np.memmap, examples.filename, examples.dtype, "r", offset, examples.shape)
+    memmap: Any = np.memmap  # whose type differs among versions of NumPy
+    return functools.partial(memmap, examples.filename, examples.dtype, "r", offset, examples.shape)
 
 
 def _same(x: Any) -> Any:
@@ -188,7 +189,8 @@ class Settings(NamedTuple):
     @classmethod
     def now(cls) -> "Settings":
         """Those of this thread."""
-        return cls(jax.config.jax_enable_x64, jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
+        config: Any = jax.config  # whose attributes some versions declare
+        return cls(config.jax_enable_x64, config.jax_threefry_partitionable)
 
     @contextlib.contextmanager
     def on_host(self) -> Iterator[None]:
