@@ -36,7 +36,7 @@ def answers_of(outputs: PyTree, task: Task) -> Answers:
     return Answers(query.rows, query.classes, meant[column], column, there)
 
 
-def details(answers: Answers, source: TaskSource) -> dict[str, Any]:
+def details_of(answers: Answers, source: TaskSource) -> dict[str, Any]:
     """The confusion matrix, the accuracy of each class and the mistaken rows, of the answers of all episodes."""
     there = np.asarray(answers.there).reshape(-1)
     rows, classes, answered, column = (np.asarray(x).reshape(-1)[there] for x in answers[:4])

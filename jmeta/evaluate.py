@@ -14,8 +14,7 @@ from jaxtyping import Array, Key, PyTree
 from jmeta.checks import check_concrete, check_counts, check_memory, check_task
 from jmeta.compilation import compiled
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, measured
-from jmeta.details import answers_of
-from jmeta.details import details as details_of
+from jmeta.details import answers_of, details_of
 from jmeta.devices import (
     DIVIDED,
     Mesh,

@@ -188,12 +188,8 @@ def fit(
             train_state = init(key, learner, optimizer, source, mesh=inside)
     else:
         check_state(train_state, learner, optimizer, source, seeds)
-    if (done := int(np.asarray(train_state.step).min())) >= steps > 0:
-        warnings.warn(
-            f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
-            f"is done; steps={done + steps} makes {steps} more.",
-            stacklevel=2,
-        )
+    done = int(np.asarray(train_state.step).min())
+    _tell_done(done, steps)
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
     last = np.full(np.shape(train_state.step), steps)  # where each seed ends
@@ -243,6 +239,16 @@ def fit(
     if mesh is not None and MODEL not in mesh.axis_names:  # whose parts stay: Explicit ones few models compute with
         train_state = replicated(mesh, train_state)  # of which seeds can be taken by their number
     return Fit(train_state.params, train_state.state, history, train_state)
+
+
+def _tell_done(done: int, steps: int) -> None:
+    """Warns where nothing is left to do."""
+    if done >= steps > 0:
+        warnings.warn(
+            f"train_state is at step {done} and steps is {steps}, counted from the first of the run, so that nothing "
+            f"is done; steps={done + steps} makes {steps} more.",
+            stacklevel=3,
+        )
 
 
 def _tell_broken(

@@ -13,6 +13,7 @@ import pytest
 
 import jmeta
 from jmeta import cli
+from jmeta.cli.train import Train
 from jmeta.runs import assessment, settings
 from jmeta.runs.comparison import compare
 from jmeta.runs.loggers import LOGGERS
@@ -314,3 +315,9 @@ def test_output_that_nobody_reads_is_no_error():
         ["bash", "-c", f"set -o pipefail; {command} | sleep 0"], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode in (0, 141) and done.stderr == ""
+
+
+def test_a_sweep_is_of_one_process(monkeypatch):
+    monkeypatch.setattr("jmeta.runs.hosts.several", lambda: True)
+    with pytest.raises(jmeta.ConfigError, match="--distributed has no meaning for a sweep"):
+        Train(sweep=("inner_rate=0.1",))._sweep()

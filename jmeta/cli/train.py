@@ -129,6 +129,8 @@ class Train(_Settings):
 
     def _sweep(self) -> None:
         """Writes the table of a sweep, and prints it."""
+        if hosts.several():
+            raise ConfigError("--distributed has no meaning for a sweep; leave it away.")
         for name in ("minutes", "patience", "log", "resume"):
             if getattr(self, name):
                 raise ConfigError(f"{flag(name)} has no meaning for a sweep; leave it away.")

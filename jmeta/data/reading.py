@@ -30,7 +30,7 @@ class Window(NamedTuple):
     """Tasks that were read, `[..., tasks]`.
 
     Args:
-        keys: those that they were asked for by.
+        keys: one a task.
         inputs: of support and query of a class after the other, as they are stored.
         tasks: all of them but the inputs, `()`.
     """

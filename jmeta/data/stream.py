@@ -72,8 +72,8 @@ def stream(
             `fit` to a divisor of `log_every`. About five times as many are in use, on host and device.
 
     Returns:
-        A source of tasks as `from_arrays` gives them, for `fit` and `evaluate`; `sample` finds in `data` those alone
-        whose keys they were asked for by.
+        A source of tasks as `from_arrays` gives them, for `fit` and `evaluate`; `sample` finds in `data` those tasks
+        alone that were read for their keys.
 
     Raises:
         ConfigError: Grain is missing, or a number that is none.

@@ -165,16 +165,9 @@ def _trained(
             save_done()
 
     def checked(train_state: TrainState) -> dict[str, float]:
-        result = evaluate(
-            key,
-            parts.tester,
-            train_state.params,
-            train_state.state,
-            parts.validation,
-            episodes=EPISODES,
-            metric=metric,
-            mesh=mesh,
-        )
+        θ, state = train_state.params, train_state.state
+        asked: dict[str, Any] = {"episodes": EPISODES, "metric": metric, "mesh": mesh}
+        result = evaluate(key, parts.tester, θ, state, parts.validation, **asked)
         return {"validation": result[metric.__name__], "validation_ci95": result["ci95"]}
 
     def callback(train_state: TrainState, metrics: Metrics) -> bool:
