@@ -189,7 +189,7 @@ def fit(
     else:
         check_state(train_state, learner, optimizer, source, seeds)
     done = int(np.asarray(train_state.step).min())
-    _tell_done(done, steps)
+    _tell_done(done, int(steps))
     watched = _is_watched() if progress is None else progress
     bar = _bar(steps, done) if watched else contextlib.nullcontext(lambda metrics: None)
     last = np.full(np.shape(train_state.step), steps)  # where each seed ends
