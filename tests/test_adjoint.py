@@ -158,8 +158,8 @@ class Block(nn.Module):
     ("pooling", "norm"),
     [
         ("stride", "transductive"),
-        ("max", "transductive"),
-        ("stride", "group"),
+        pytest.param("max", "transductive", marks=pytest.mark.slow),
+        pytest.param("stride", "group", marks=pytest.mark.slow),
         ("max", "layer"),
         ("stride", "per_task"),
     ],
@@ -296,6 +296,7 @@ def temporary_bytes(adjoint, steps):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_grows_by_little_more_than_phi_with_each_step_and_less_in_segments():
     φ = 4 * (9 * 8 + 8 + 9 * 8 * 8 + 8 + 8 * 2 + 2)  # bytes
 

@@ -131,9 +131,8 @@ def search(adjoint, ξ=0.05):
     return learner, jmeta.darts(learner, inner_optimizer=optax.sgd(ξ), adjoint=adjoint)
 
 
-@pytest.mark.parametrize(
-    ("adjoint", "second"), [(jmeta.exact(), True), pytest.param(jmeta.first_order(), False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("adjoint", "second"), [(jmeta.exact(), True), (jmeta.first_order(), False)])
 def test_a_search_step_is_that_of_a_reference_loop(float64, adjoint, second):
     """Liu et al. 2019, equation 6: ∇θ F(φ', θ) − ξ ∇²θφ L(φ, θ) ∇φ' F(φ', θ), by separate derivatives."""
     ξ = 0.05

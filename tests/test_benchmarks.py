@@ -79,6 +79,7 @@ def test_a_system_that_ends_before_its_time_is_a_row_that_says_so(tmp_path, monk
     assert f"| {MAML.label} | killed by SIGKILL |" in text
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_seen():
     exact, first_order = (
         worker.run(replace(small(MAML), first_order=flag), "jmeta", calls=1, budget=0)["losses"]
@@ -117,6 +118,7 @@ def test_the_report(tmp_path):
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_learner_under_a_budget(tmp_path):
     case = next(case for case in learners.learners() if case.name == "sinusoid, cavia")
     row = learners.measure(case, seconds=0.05, seed=0)

@@ -285,7 +285,7 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("seed", "least", "most"), [(0, 0, 5), (1, 5, 25)])
+@pytest.mark.parametrize(("seed", "least", "most"), [(0, 0, 5), pytest.param(1, 5, 25, marks=pytest.mark.slow)])
 def test_resume_after_kill(seed, least, most, uninterrupted, place):
     rng = np.random.default_rng(seed)
     lines, delay = rng.integers(least, most), rng.uniform(0, 0.2)

@@ -193,8 +193,8 @@ def test_shapes_and_dtypes(learner, source, training, initial, run, kind):
     params, state = initial
     _, outputs = run(task_of(sampled(source), 0))
     assert outputs.shape == kind.answers
-    batch = jax.jit(learner.collect)(KEY, params, state, sampled(training))
-    loss, (new_state, info) = jax.jit(learner.objective)(KEY, params, state, batch)
+    batch = jax.eval_shape(learner.collect, KEY, params, state, sampled(training))
+    loss, (new_state, info) = jax.eval_shape(learner.objective, KEY, params, state, batch)
     assert loss.shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {x.dtype for x in jax.tree.leaves((params, outputs, loss, info))} == {jnp.dtype("float32")}
@@ -242,7 +242,14 @@ def test_defaults_hold_for_one_query():
         assert settings.resolve(name, data).norm in (None, "group", "layer", "running")
 
 
-@pytest.mark.parametrize("norm", ["group", "per_task", "running"])
+NORMED = [
+    pytest.param(name, norm, marks=() if name in QUICK or norm == "per_task" else pytest.mark.slow)
+    for name in sorted(LEARNERS)
+    for norm in ("group", "per_task", "running")
+]
+
+
+@pytest.mark.parametrize(("entry", "norm"), NORMED, indirect=["entry"], scope="module")
 def test_rows_that_are_not_there_change_no_answer(entry, source, training, norm):
     if entry.acts:
         pytest.skip("an environment has no rows")
@@ -399,6 +406,7 @@ def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):
         assert np.take_along_axis(present, outputs.argmax(axis=2), axis=1).all()
 
 
+@pytest.mark.parametrize("entry", QUICK_ENTRIES, indirect=True, scope="module")
 def test_without_inner_steps_a_learner_is_a_baseline(entry, source, initial, kind):
     if "inner_steps" not in inspect.signature(entry.make).parameters or entry.pretrains:
         pytest.skip("has no inner loop in training")

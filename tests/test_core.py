@@ -91,11 +91,12 @@ MODULES = [m.name for m in pkgutil.walk_packages(jmeta.__path__, "jmeta.")]
 
 
 OPTIONAL = {"jmeta.data.stream": "grain"}  # what examples need that is in an extra
-LONG = {"jmeta.search.architecture"}  # whose search takes a minute to compile
+LONG = {f"jmeta.{name}" for name in ("search.architecture", "rl.maml_rl", "rl.rl2", "rl.policies", "runs.run", "sweep")}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in MODULES]
+    "name",  # those that compile for long are slow
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in MODULES],
 )
 def test_the_examples_in_docstrings_run(name):
     if name in OPTIONAL:

@@ -134,7 +134,9 @@ def test_episodes_that_are_not_finite_are_named_or_left_out_and_counted():
         jmeta.evaluate(KEY, MAML, params, state, broken(1.0), skip_nonfinite=True, **options)
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.01), optax.lbfgs()], ids=["sgd", "lbfgs"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.01), pytest.param(optax.lbfgs(), marks=pytest.mark.slow)], ids=["sgd", "lbfgs"]
+)
 def test_a_step_leaves_out_tasks_that_are_not_finite(optimizer):
     """The update is that of the other tasks, also for an optimiser that asks for the objective again."""
     source, tasks = broken(0.3), 8
@@ -159,6 +161,7 @@ def test_a_step_leaves_out_tasks_that_are_not_finite(optimizer):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), new.params, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_out_tasks_that_are_not_finite_and_counts_them():
     fitted = jmeta.fit(KEY, MAML, broken(0.1), steps=20, tasks=4, log_every=20, skip_nonfinite=True)
     assert int(fitted.train_state.step) == 20

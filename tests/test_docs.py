@@ -23,7 +23,11 @@ PLACES = {  # what stands in two places runs once
     for file in FILES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL))
 }
-BLOCKS = [pytest.param(block, id=place) for block, place in PLACES.items()]
+QUICK = ("README", "index", "new-learner")  # what a reader meets first, and what writes a learner; the others are slow
+BLOCKS = [
+    pytest.param(block, id=place, marks=() if place.startswith(QUICK) else pytest.mark.slow)
+    for block, place in PLACES.items()
+]
 FEWER = [
     (r"\b(steps|tasks)=[\d_]+", r"\1=2"),
     (r"(?m)(jmeta\.evaluate\(.*?)(, episodes=\d+)?\)\)$", r"\1, episodes=2))"),
@@ -59,7 +63,7 @@ def test_the_examples_of_the_how_to_page_run_one_after_the_other(tmp_path, monke
     assert len(runs) >= len(blocks) - 3 >= 6
     for block in runs:
         block = re.sub(r"\bsteps=2000", "steps=2", re.sub(r"\bsteps=[14]000", "steps=4", block))
-        block = re.sub(r"jmeta\.Conv4\(outputs=5\)", "jmeta.Conv4(outputs=5, features=8)", block)
+        block = re.sub(r"jmeta\.Conv4\(outputs=5\)", "jmeta.MLP(outputs=5)", block)
         block = block.replace("episodes=200", "episodes=2").replace("test)", "test, episodes=2)")
         names["pretrained"] = names["fitted"].params if "fitted" in names else {}
         names["validation"] = names.get("test")

@@ -124,7 +124,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "prototypical"])  # the dtype is the network's affair
+@pytest.mark.parametrize(
+    "name",  # the dtype is the network's affair
+    ["maml", "prototypical", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fomaml", "anil"))],
+)
 def test_all_that_is_kept_is_float32_and_all_convolutions_are_bfloat16(name, model, source):
     entry = LEARNERS[name]
     learner = entry.make(jmeta.linen(MODELS[model](None if entry.embedding else WAYS)))

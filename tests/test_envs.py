@@ -209,7 +209,7 @@ def test_box_takes_one_pair_of_bounds():
 
 
 @pytest.mark.parametrize("name", ["maml_rl", "rl2"])
-@pytest.mark.parametrize("finite", [True, False])
+@pytest.mark.parametrize("finite", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_dict_of_observations_is_as_good_as_a_vector(name, finite):
     """Names in the order of the alphabet, so that both have the same features in the same places."""
     results = []

@@ -97,7 +97,7 @@ def constrained(learner):
     return learner._replace(objective=jmeta.over_tasks(one_task))
 
 
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimisers_that_ask_for_the_loss_again(float64, name, skip):
     learner, source = linear(skip)
@@ -147,6 +147,7 @@ def lowered(learner, source, mesh, **options):
     return jax.jit(lambda start: jax.lax.scan(step, start, length=2)).trace(start).lower(**options)
 
 
+@pytest.mark.slow
 def test_epochs_of_ppo_end_with_one_policy():
     learner = jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Discrete(3))), inner_steps=0)
     optimizer, source = jmeta.repeated(optax.adam(1e-2), 3), bandit(arms=3, pulls=3)
@@ -246,6 +247,7 @@ def test_what_needs_eight_devices():
     assert " passed" in done.stdout and " skipped" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_on_devices_goes_on_with_as_many(tmp_path, capsys):
     """`--devices` is recorded, gives the numbers of one device, and is kept unless another number is given."""
     flags = ["train", "--learner", "maml", "--data", "sinusoid", "--tasks", "4", "--no-report"]

@@ -38,6 +38,7 @@ def results(path):
     return json.loads(path.read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_a_row_that_was_cut_ends_as_one_in_one_go(arguments, tmp_path):
     whole = papers.main(arguments("whole"))
     assert "| 3w1s small | 98.8 | Snell et al. 2017: trained 60-way |" in whole and "| 20 |" in whole

@@ -191,6 +191,7 @@ def test_one_fold_is_refused():
         jmeta.late_fusion(MLP, folds=1)
 
 
+@pytest.mark.slow
 def test_descriptions_teach_the_network_as_much_as_they_are_worth():
     params, state = start()
     batch = jax.tree.map(lambda x: x[None], task((2, 1, 3)))

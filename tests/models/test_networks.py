@@ -127,7 +127,7 @@ def test_batch_norm_pools_before_it_normalises_to_the_same_end(scale, float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, theirs)
 
 
-@pytest.mark.parametrize("norm", ["transductive", "group"])
+@pytest.mark.parametrize("norm", ["transductive", pytest.param("group", marks=pytest.mark.slow)])
 def test_max_pooling_keeps_its_gradient_when_tasks_are_vmapped(norm, float64):
     """XLA may compute what is pooled twice, with two roundings: no entry then equals the maximum."""
     network = jmeta.Conv4(pooling="max", norm=norm, head_init="random")
