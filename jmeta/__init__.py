@@ -44,10 +44,13 @@ from jmeta.inner import InnerProblem, support_loss
 from jmeta.inputs import Standardisation, as_inputs
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
+from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.label_propagation import label_propagation
+from jmeta.learners.laplacian_shot import laplacian_shot
 from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
@@ -57,10 +60,13 @@ from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.metaoptnet import metaoptnet
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.pt_map import pt_map
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
+from jmeta.learners.soft_kmeans import soft_kmeans
+from jmeta.learners.tim import tim
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.losses import (

@@ -95,6 +95,7 @@ class LearnerEntry(NamedTuple):
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
         descriptions: whether the support must hold a description of each class.
         acts: whether the support is an environment to act in, instead of examples.
+        transductive: whether the answer to a query depends on the other queries, whatever the network.
     """
 
     make: Callable[..., MetaLearner]
@@ -108,3 +109,4 @@ class LearnerEntry(NamedTuple):
     pretrains: bool = False
     descriptions: bool = False
     acts: bool = False
+    transductive: bool = False

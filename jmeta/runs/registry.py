@@ -10,10 +10,13 @@ from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
+from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.label_propagation import label_propagation
+from jmeta.learners.laplacian_shot import laplacian_shot
 from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
@@ -23,10 +26,13 @@ from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.metaoptnet import metaoptnet
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.pt_map import pt_map
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
+from jmeta.learners.soft_kmeans import soft_kmeans
+from jmeta.learners.tim import tim
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.models.networks import MLP, Conv4
@@ -243,6 +249,53 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         relation,
         "a learned comparison of a query with each class",
         "Sung et al. 2018",
+        embedding=True,
+        defaults=_METRIC,
+    ),
+    "tim": LearnerEntry(
+        tim,
+        "a classifier of each task that is sure of every query and of no class for all of them",
+        "Boudiaf et al. 2020",
+        embedding=True,
+        defaults=_METRIC,
+        transductive=True,
+    ),
+    "pt_map": LearnerEntry(
+        pt_map,
+        "queries transported to the classes, equally many to each",
+        "Hu et al. 2021",
+        embedding=True,
+        defaults=_METRIC,
+        transductive=True,
+    ),
+    "laplacian_shot": LearnerEntry(
+        laplacian_shot,
+        "nearest class mean, with neighbours among the queries in the same class",
+        "Ziko et al. 2020",
+        embedding=True,
+        defaults=_METRIC,
+        transductive=True,
+    ),
+    "bd_cspn": LearnerEntry(
+        bd_cspn,
+        "class means mended by the queries nearest to them",
+        "Liu et al. 2020",
+        embedding=True,
+        defaults=_METRIC,
+        transductive=True,
+    ),
+    "label_propagation": LearnerEntry(
+        label_propagation,
+        "labels that flow over a learned graph of support and queries",
+        "Liu et al. 2019",
+        embedding=True,
+        defaults=_METRIC,
+        transductive=True,
+    ),
+    "soft_kmeans": LearnerEntry(
+        soft_kmeans,
+        "class means refined by examples without a label",
+        "Ren et al. 2018",
         embedding=True,
         defaults=_METRIC,
     ),
