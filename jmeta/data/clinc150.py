@@ -46,6 +46,7 @@ def clinc150(
     descriptions: str | None = None,
     folder: str | Path | None = None,
     batch: int | None = None,
+    query_balance: float | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes of utterances: which of some intents does a person mean?
 
@@ -62,6 +63,7 @@ def clinc150(
         folder: where `data_full.json.xz` (or `data_full.json`) and `few_shot_class_splits.json` lie. Default:
             `$CLINC150_DIR`.
         batch: instead of an episode, this many utterances of all intents at once, see `jmeta.from_arrays`.
+        query_balance: the concentration of the intents' shares of the queries, see there. Default: all alike.
 
     Returns:
         A source of tasks whose inputs are token ids `[n, 128]` of `jmeta.hashed_text`, and whose descriptions are those
@@ -92,6 +94,7 @@ def clinc150(
         names=data.intents,
         descriptions=TokenIds(hashed_text(data.intents, width=NAME_WIDTH)) if descriptions else None,
         batch=batch,
+        query_balance=query_balance,
     )
 
 

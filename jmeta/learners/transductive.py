@@ -59,7 +59,8 @@ def transductive(model: Model, infer: Infer) -> MetaLearner:
         return model.init(key, task.support.inputs)
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
-        return infer(*adapted.params, z)
+        params, support = adapted.params
+        return infer(params, support, z)
 
     tested = embedded(model, init, remember, predict, softmax_cross_entropy, part=None)
     return tested._replace(objective=prototypical(model).objective)

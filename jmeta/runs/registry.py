@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from jmeta.core import TaskSource
 from jmeta.data.clinc150 import clinc150
@@ -83,10 +84,13 @@ def _sinusoid(*, split: str, shots: int, queries: int) -> TaskSource:
     return sinusoid(shots=shots, queries=queries)
 
 
-def _omniglot_lake(*, split: str, ways: int, shots: int, queries: int, batch: int | None = None) -> TaskSource:
+def _omniglot_lake(
+    *, split: str, ways: int, shots: int, queries: int, batch: int | None = None, query_balance: float | None = None
+) -> TaskSource:
     # the protocol has no validation split, and its test characters must stay unseen
     split = "train" if split == "validation" else split
-    return omniglot(split=split, ways=ways, shots=shots, queries=queries, protocol="lake", batch=batch)
+    size: Any = {"ways": ways, "shots": shots, "queries": queries, "batch": batch, "query_balance": query_balance}
+    return omniglot(split=split, protocol="lake", **size)
 
 
 DATA: Mapping[str, DataEntry] = {
