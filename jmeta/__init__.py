@@ -84,6 +84,7 @@ from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.norms import BatchNorm, GroupNorm
 from jmeta.models.text import TextEncoder
+from jmeta.open_set import max_logit, max_probability
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.rl.maml_rl import maml_rl
 from jmeta.rl.rl2 import rl2

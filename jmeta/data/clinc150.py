@@ -123,6 +123,28 @@ def load_clinc150(*, split: str = "train", fold: int = 1, folder: str | Path | N
     )
 
 
+def out_of_scope(*, split: str = "test", folder: str | Path | None = None) -> Int[np.ndarray, "rows 128"]:
+    """Utterances that belong to no intent, for `jmeta.evaluate(..., open_set=)`.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`; they have 100, 100 and 1,000.
+        folder: as in `clinc150`.
+
+    Returns:
+        Token ids as the inputs of `clinc150`.
+
+    Raises:
+        DataError: the data are not on this machine.
+        ConfigError: an unknown split.
+
+    Example:
+        >>> from jmeta.data.clinc150 import out_of_scope
+        >>> out_of_scope(split="validation").shape  # doctest: +SKIP
+        (100, 128)
+    """
+    return hashed_text(load_clinc150(split=split, folder=folder).out_of_scope, width=WIDTH)
+
+
 def _folder(folder: str | Path | None) -> Path:
     given = os.environ.get("CLINC150_DIR") if folder is None else folder
     place = Path(given).expanduser() if given else None

@@ -67,6 +67,7 @@ class DataEntry(NamedTuple):
         division: the classes or groups of each split, for data of your own.
         rows: how many rows each of them has.
         standardisation: what the numbers of a table were standardised by.
+        outside: `(split=) -> [n, ...]`, inputs that are of no class, where the data have some.
     """
 
     load: Callable[..., TaskSource]
@@ -78,6 +79,7 @@ class DataEntry(NamedTuple):
     division: Mapping[str, Sequence[str]] = {}
     rows: Mapping[str, int] = {}
     standardisation: Standardisation | None = None
+    outside: Callable[..., Any] | None = None
 
 
 class LearnerEntry(NamedTuple):

@@ -252,7 +252,7 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     Args:
         config: the settings.
         split: `"train"`, `"validation"` or `"test"`.
-        episode: `ways`, `shots`, `queries` instead of the settings'.
+        episode: `ways`, `shots`, `queries` instead of the settings', and `query_balance`, which no setting has.
 
     Returns:
         The tasks.
@@ -263,8 +263,8 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     """
     ways = episode.get("ways", config.ways)
     for name in episode:
-        lookup(dict.fromkeys(("ways", "shots", "queries")), name, "size of an episode")
-        if getattr(config, name) is None:
+        lookup(dict.fromkeys(("ways", "shots", "queries", "query_balance")), name, "size of an episode")
+        if name not in inspect.signature(config.entry.load).parameters:
             raise ConfigError(f"{flag(name)} has no meaning for {config.data}; leave it away.")
     if ways != config.ways and not LEARNERS[config.learner].embedding:
         raise ConfigError(
@@ -272,6 +272,11 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
             "--ways away, or train a prototypical run, which takes any number."
         )
     return config.entry.load(split=split, **{**config.arguments("data", split), **episode})
+
+
+def unknown(config: Config, split: str) -> Any:
+    """What `jmeta.evaluate` takes as `open_set`: the rows of no class that the data have, else True."""
+    return True if config.entry.outside is None else config.entry.outside(split=split)
 
 
 def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainState:
