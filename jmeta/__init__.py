@@ -47,6 +47,7 @@ from jmeta.learners.anil import anil
 from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
+from jmeta.learners.feat import feat
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.label_propagation import label_propagation
@@ -55,6 +56,7 @@ from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.matching import matching
+from jmeta.learners.meta_baseline import meta_baseline
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.metaoptnet import metaoptnet
@@ -67,6 +69,7 @@ from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.soft_kmeans import soft_kmeans
 from jmeta.learners.tim import tim
+from jmeta.learners.tip_adapter import tip_adapter
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.losses import (

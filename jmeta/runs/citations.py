@@ -125,6 +125,28 @@ CITATIONS: Mapping[str, str] = {
   booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
   year={2018}
 }""",
+    "meta_baseline": """\
+@inproceedings{chen2021meta,
+  title={Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning},
+  author={Chen, Yinbo and Liu, Zhuang and Xu, Huijuan and Darrell, Trevor and Wang, Xiaolong},
+  booktitle={IEEE/CVF International Conference on Computer Vision},
+  year={2021}
+}""",
+    "feat": """\
+@inproceedings{ye2020few,
+  title={Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions},
+  author={Ye, Han-Jia and Hu, Hexiang and Zhan, De-Chuan and Sha, Fei},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year={2020}
+}""",
+    "tip_adapter": """\
+@inproceedings{zhang2022tip,
+  title={Tip-Adapter: Training-free Adaption of {CLIP} for Few-shot Classification},
+  author={Zhang, Renrui and Zhang, Wei and Fang, Rongyao and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu
+    and Li, Hongsheng},
+  booktitle={European Conference on Computer Vision},
+  year={2022}
+}""",
     "tim": """\
 @inproceedings{boudiaf2020transductive,
   title={Transductive Information Maximization For Few-Shot Learning},

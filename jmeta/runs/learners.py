@@ -8,6 +8,7 @@ from jmeta.learners.anil import anil
 from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
+from jmeta.learners.feat import feat
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.label_propagation import label_propagation
@@ -16,6 +17,7 @@ from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.matching import matching
+from jmeta.learners.meta_baseline import meta_baseline
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.metaoptnet import metaoptnet
@@ -28,6 +30,7 @@ from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.soft_kmeans import soft_kmeans
 from jmeta.learners.tim import tim
+from jmeta.learners.tip_adapter import tip_adapter
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.rl.maml_rl import maml_rl
@@ -116,6 +119,20 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         relation,
         "a learned comparison of a query with each class",
         "Sung et al. 2018",
+        embedding=True,
+        defaults=_METRIC,
+    ),
+    "meta_baseline": LearnerEntry(
+        meta_baseline,
+        "nearest class mean by cosine, with a learned temperature",
+        "Chen et al. 2021",
+        embedding=True,
+        defaults=_METRIC,
+    ),
+    "feat": LearnerEntry(
+        feat,
+        "class means that look at each other by attention",
+        "Ye et al. 2020",
         embedding=True,
         defaults=_METRIC,
     ),
@@ -209,6 +226,14 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         "Xing et al. 2019",
         embedding=True,
         defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 10)},
+        descriptions=True,
+    ),
+    "tip_adapter": LearnerEntry(
+        tip_adapter,
+        "a classifier of class names, and a cache of the support beside it",
+        "Zhang et al. 2022",
+        embedding=True,
+        defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 5)},
         descriptions=True,
     ),
     "simpleshot": LearnerEntry(
