@@ -47,6 +47,8 @@ def clinc150(
     folder: str | Path | None = None,
     batch: int | None = None,
     query_balance: float | None = None,
+    unlabelled: int = 0,
+    distractors: int = 0,
 ) -> TaskSource:
     """N-way K-shot episodes of utterances: which of some intents does a person mean?
 
@@ -64,6 +66,8 @@ def clinc150(
             `$CLINC150_DIR`.
         batch: instead of an episode, this many utterances of all intents at once, see `jmeta.from_arrays`.
         query_balance: the concentration of the intents' shares of the queries, see there. Default: all alike.
+        unlabelled: utterances an intent without a label in the support, see there.
+        distractors: further intents that have some, see there.
 
     Returns:
         A source of tasks whose inputs are token ids `[n, 128]` of `jmeta.hashed_text`, and whose descriptions are those
@@ -95,6 +99,8 @@ def clinc150(
         descriptions=TokenIds(hashed_text(data.intents, width=NAME_WIDTH)) if descriptions else None,
         batch=batch,
         query_balance=query_balance,
+        unlabelled=unlabelled,
+        distractors=distractors,
     )
 
 

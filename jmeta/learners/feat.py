@@ -138,9 +138,11 @@ class _SetToSet(nn.Module):
     def __call__(
         self, x: Float[Array, "n features"], there: Bool[Array, "n"], train: bool = False
     ) -> Float[Array, "n features"]:
-        d = x.shape[-1]
-        query, key, value = (nn.Dense(d, use_bias=False, name=name)(x) for name in ("query", "key", "value"))
+        d, kind = x.shape[-1], x.dtype
+        query, key, value = (
+            nn.Dense(d, use_bias=False, param_dtype=kind, name=name)(x) for name in ("query", "key", "value")
+        )
         scores = jnp.where(there[None], query @ key.T / d**0.5, jnp.finfo(x.dtype).min / 2)
         attention = nn.Dropout(0.1, deterministic=not train)(jax.nn.softmax(scores, axis=1))
-        said = nn.Dropout(self.dropout, deterministic=not train)(nn.Dense(d, name="out")(attention @ value))
-        return nn.LayerNorm(name="norm")(x + said)
+        said = nn.Dense(d, param_dtype=kind, name="out")(attention @ value)
+        return nn.LayerNorm(param_dtype=kind, name="norm")(x + nn.Dropout(self.dropout, deterministic=not train)(said))

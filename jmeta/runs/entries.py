@@ -97,6 +97,7 @@ class LearnerEntry(NamedTuple):
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
         descriptions: whether the support must hold a description of each class.
         acts: whether the support is an environment to act in, instead of examples.
+        unlabelled: whether it uses examples of the support that have no label.
         transductive: whether the answer to a query depends on the other queries, whatever the network.
     """
 
@@ -111,4 +112,5 @@ class LearnerEntry(NamedTuple):
     pretrains: bool = False
     descriptions: bool = False
     acts: bool = False
+    unlabelled: bool = False
     transductive: bool = False

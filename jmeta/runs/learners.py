@@ -174,6 +174,7 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         "Liu et al. 2019",
         embedding=True,
         defaults=_METRIC,
+        unlabelled=True,
         transductive=True,
     ),
     "soft_kmeans": LearnerEntry(
@@ -181,7 +182,8 @@ LEARNERS: Mapping[str, LearnerEntry] = {
         "class means refined by examples without a label",
         "Ren et al. 2018",
         embedding=True,
-        defaults=_METRIC,
+        defaults=_METRIC | {"unlabelled": 5},
+        unlabelled=True,
     ),
     "r2d2": LearnerEntry(
         r2d2,
