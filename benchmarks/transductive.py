@@ -5,7 +5,7 @@ several warps, are computed once. All methods then answer the same episodes: 5 w
 many of each class or in the proportions of a Dirichlet distribution.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,20 +24,22 @@ from jmeta.metrics import interval, seeds_interval
 WARPS = 8  # of each face, so that one class has rows enough for all queries of an episode
 MODEL = jmeta.linen(jmeta.Conv4(outputs=None, pooling="max"))
 BASE = "prototypical"
-LEARNERS: Mapping[str, jmeta.MetaLearner] = {
-    name: make(jmeta.identity())
-    for name, make in {
-        BASE: jmeta.prototypical,
-        "pt_map": jmeta.pt_map,
-        "tim": jmeta.tim,
-        "laplacian_shot": jmeta.laplacian_shot,
-        "bd_cspn": jmeta.bd_cspn,
-        "label_propagation": jmeta.label_propagation,
-        "soft_kmeans": jmeta.soft_kmeans,
-    }.items()
-}
+METHODS = (
+    jmeta.prototypical,
+    jmeta.pt_map,
+    jmeta.tim,
+    jmeta.laplacian_shot,
+    jmeta.bd_cspn,
+    jmeta.label_propagation,
+    jmeta.soft_kmeans,
+)
+LEARNERS: Mapping[str, jmeta.MetaLearner] = {make.__name__: make(jmeta.identity()) for make in METHODS}
+TRANSDUCTIVE = tuple(name for name in LEARNERS if name not in (BASE, "soft_kmeans"))
+SEMI_SUPERVISED = ("label_propagation", "soft_kmeans")
 SHOTS, BALANCES = (1, 5), {"balanced": None, "unbalanced": 2.0}
-FEATURES = 64
+
+
+_samplers: dict[str, Any] = {}
 
 
 class Embedded(NamedTuple):
@@ -84,17 +86,17 @@ def cached(file: Path, seed: int, steps: int, split: str = "test") -> Embedded:
 
 
 def gains(
-    data: Embedded, episodes: int, *, confusable: bool, shots: int, **options: Any
+    data: Embedded, episodes: int, *, confusable: bool = False, methods: Sequence[str] = TRANSDUCTIVE, **options: Any
 ) -> dict[str, dict[str, float]]:
     """Of each method its accuracy, and the mean and half of the interval over episodes of what it gains."""
     families = data.families if confusable else None
-    source = jmeta.from_arrays(data.z, data.labels, families=families, shots=shots, **options)
+    source = jmeta.from_arrays(data.z, data.labels, families=families, **options)
+    # tasks of the same sizes share their sampler and with it all compiled programs
+    source = source._replace(sample=_samplers.setdefault(str((len(data.z), confusable, options)), source.sample))
     found: dict[str, np.ndarray] = {}
-    for name, learner in LEARNERS.items():
-        if name == "soft_kmeans" and "unlabelled" not in options:
-            continue  # without such examples it is a prototypical network
-        params, state = learner.init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
-        asked = (jax.random.key(1), learner, params, state, source, {"accuracy": jmeta.accuracy})
+    for name in (BASE, *methods):
+        params, state = LEARNERS[name].init(jax.random.key(0), source.sample(jax.random.key(0), source.data))
+        asked = (jax.random.key(1), LEARNERS[name], params, state, source, {"accuracy": jmeta.accuracy})
         found[name] = np.asarray(per_episode(*asked, episodes=episodes)["accuracy"], np.float64)
     result = {}
     for name, values in found.items():
@@ -104,31 +106,33 @@ def gains(
 
 
 def tasks() -> dict[str, dict[str, Any]]:
-    """What the methods are asked, by the title of its table."""
+    """What the methods are asked, by the title of its row; `steps` is the share of the meta-steps of the network."""
     named: dict[str, dict[str, Any]] = {}
-    for data, confusable in (("glyphs", False), ("glyphs of one base letter", True)):
+    for shots in SHOTS:
         for balance, value in BALANCES.items():
-            for shots in SHOTS:
-                named[f"{data}, {balance}, {shots}-shot"] = {
-                    "confusable": confusable,
-                    "shots": shots,
-                    "query_balance": value,
-                }
+            named[f"glyphs, {balance}, {shots}-shot"] = {"shots": shots, "query_balance": value}
+    for shots in SHOTS:
+        for balance, value in BALANCES.items():
+            one = {"confusable": True, "shots": shots, "query_balance": value}
+            named[f"glyphs of one base letter, {balance}, {shots}-shot"] = one
+    for shots in SHOTS:
+        named[f"glyphs, balanced, {shots}-shot, a sixth of the meta-steps"] = {"share": 6, "shots": shots}
     for distractors in (0, 5):
-        named[f"glyphs, 5 unlabelled examples a class, {distractors} other classes, 1-shot"] = {
-            "confusable": False,
+        others = f", and of {distractors} other classes" if distractors else ""
+        named[f"glyphs, 1-shot, 5 unlabelled examples a class{others}"] = {
             "shots": 1,
             "unlabelled": 5,
             "distractors": distractors,
+            "methods": SEMI_SUPERVISED,
         }
     return named
 
 
-def markdown(rows: Mapping[str, Any], seeds: int) -> str:
+def markdown(rows: Mapping[str, Any], seeds: int, titles: Sequence[str]) -> str:
     """Accuracy of the prototypical network and what each method adds to it, the mean over the seeds."""
     names = [name for name in LEARNERS if name != BASE]
     lines = []
-    for title in tasks():
+    for title in titles:
         results = [rows[f"seed {seed}, {title}"] for seed in range(seeds)]
         line = [title, f"{100 * np.mean([result[BASE]['accuracy'] for result in results]):.1f} %"]
         for name in names:
@@ -146,7 +150,7 @@ def markdown(rows: Mapping[str, Any], seeds: int) -> str:
 def main(
     steps: int = 600,
     seeds: int = 3,
-    episodes: int = 600,
+    episodes: int = 400,
     out: Path = RESULTS / "transductive.json",
     cache: Path = Path("/tmp"),
 ) -> None:
@@ -160,15 +164,16 @@ def main(
         cache: a folder for the embeddings.
     """
     results = Results(out, {"steps": steps, "episodes": episodes})
-    for seed in range(seeds):
-        for title, options in tasks().items():
-            file = cache / f"transductive-{steps}-{seed}.npz"
+    for title, options in tasks().items():
+        length = steps // options.pop("share", 1)
+        for seed in range(seeds):
+            file = cache / f"transductive-{length}-{seed}.npz"
 
-            def compute(seed: int = seed, file: Path = file, options: Any = options) -> Any:
-                return gains(cached(file, seed, steps), episodes, **options)
+            def compute(seed: int = seed, file: Path = file, length: int = length, options: Any = options) -> Any:
+                return gains(cached(file, seed, length), episodes, **options)
 
             results.get(f"seed {seed}, {title}", compute)
-    table = markdown(results.rows, seeds)
+    table = markdown(results.rows, seeds, list(tasks()))
     out.with_suffix(".md").write_text(table)
     print(table)
 

@@ -134,7 +134,8 @@ def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any
         classes = min(len(source.division[split]) for split in splits)
         least = min(source.rows[name] for split in splits for name in source.division[split])
         shots = settings[f"{prefix}shots"]
-        taken = max(1, shots if isinstance(shots, int) else max(shots))  # without shots there is a place for one
+        labelled = max(1, shots if isinstance(shots, int) else max(shots))  # without shots there is a place for one
+        taken = labelled + (settings["unlabelled"] or 0)
         most = {"ways": classes, "queries": max(1, least - taken)}
         if (given.get(f"{prefix}ways") or 0) > classes:
             parts = ", ".join(f"{len(names)} for {split}" for split, names in source.division.items())
