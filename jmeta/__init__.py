@@ -44,23 +44,32 @@ from jmeta.inner import InnerProblem, support_loss
 from jmeta.inputs import Standardisation, as_inputs
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
+from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
+from jmeta.learners.feat import feat
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
+from jmeta.learners.label_propagation import label_propagation
+from jmeta.learners.laplacian_shot import laplacian_shot
 from jmeta.learners.late_fusion import late_fusion
 from jmeta.learners.maml import fomaml, maml
 from jmeta.learners.maml_plus_plus import maml_plus_plus
 from jmeta.learners.matching import matching
+from jmeta.learners.meta_baseline import meta_baseline
 from jmeta.learners.meta_curvature import meta_curvature
 from jmeta.learners.meta_sgd import meta_sgd
 from jmeta.learners.metaoptnet import metaoptnet
 from jmeta.learners.proto_maml import proto_maml
 from jmeta.learners.prototypical import prototypical
+from jmeta.learners.pt_map import pt_map
 from jmeta.learners.r2d2 import r2d2
 from jmeta.learners.relation import relation
 from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
+from jmeta.learners.soft_kmeans import soft_kmeans
+from jmeta.learners.tim import tim
+from jmeta.learners.tip_adapter import tip_adapter
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
 from jmeta.losses import (
@@ -78,6 +87,7 @@ from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.norms import BatchNorm, GroupNorm
 from jmeta.models.text import TextEncoder
+from jmeta.open_set import max_logit, max_probability
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.rl.maml_rl import maml_rl
 from jmeta.rl.rl2 import rl2

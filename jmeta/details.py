@@ -32,7 +32,7 @@ def answers_of(outputs: PyTree, task: Task) -> Answers:
     told = [part for part in (task.support, query) if not isinstance(getattr(part, "classes", ()), tuple)]
     # which class each column of the targets means in this episode
     meant = jnp.stack([jnp.where(part.targets > 0, part.classes[:, None], -1).max(axis=0) for part in told]).max(axis=0)
-    there = jnp.ones(len(query.rows), bool) if isinstance(query.mask, tuple) else query.mask
+    there = jnp.ones(len(query.rows), bool) if isinstance(query.mask, tuple) else query.mask & (query.rows >= 0)
     return Answers(query.rows, query.classes, meant[column], column, there)
 
 

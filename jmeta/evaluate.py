@@ -1,7 +1,7 @@
 """Evaluation on unseen tasks: all episodes are one compiled program."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,8 @@ from jmeta.losses import (
     negative_log_likelihood,
     targets_needed,
 )
-from jmeta.metrics import interval, seeds_interval
+from jmeta.metrics import interval, over_seeds_of
+from jmeta.open_set import Certainty, check_unknown, max_logit, rejection_metrics, with_unknown
 from jmeta.step import default_chunk
 from jmeta.tree import part_of, path_name
 
@@ -57,6 +58,8 @@ def evaluate(
     task_chunk: int | None = None,
     metric: Metric | Mapping[str, Metric] = accuracy,
     details: bool = False,
+    open_set: Any = False,
+    certainty: Certainty = max_logit,
     skip_nonfinite: bool = False,
     seeds: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -77,6 +80,11 @@ def evaluate(
             which brings `jmeta.negative_log_likelihood` and `jmeta.expected_calibration_error` with it. Several at
             once: a dict of them, or one that gives a dict of scalars.
         details: whether to tell which classes and rows are mistaken.
+        open_set: whether an episode is asked as many queries again that are of none of its classes: True for those of
+            the other classes of the source, or inputs `[n, ...]` that are of no class at all. A transductive learner
+            sees them among the others.
+        certainty: of the outputs, by which such queries shall be rejected; `jmeta.max_logit` or
+            `jmeta.max_probability`.
         skip_nonfinite: whether episodes with a metric that is not finite are left out and counted.
         seeds: that `params` and `state` are of so many seeds, `[seeds, ...]`, as `fit` gives of as many keys; all of
             them see the same episodes. Default: of one, without an axis.
@@ -94,6 +102,10 @@ def evaluate(
         answered by a class (column), in the order of `source.names`; `"accuracy_by_class"`, None for a class that was
         not asked; and `"mistaken"`, the rows of the source's arrays that were ever mistaken, `{"row", "class", "asked",
         "wrong"}`, those that were wrong most often first.
+
+        With `open_set`, `"auroc"` is how often a query of a class is more certain than one of none, `"fpr95"` the share
+        of those of none that are accepted where 95 % of the others are, and `"threshold"` the certainty where that is,
+        the mean over the episodes; accuracy is of the queries of a class.
 
         Of many seeds, `"results"` is a list of all this for each; beside it each number stands as the mean over the
         seeds, with half the width of its 95 % interval over the seeds (Student's t), and `"seeds"`, their number.
@@ -126,11 +138,15 @@ def evaluate(
     metrics: dict[str, Metric] = dict(metric) if isinstance(metric, Mapping) else {main: metric}
     if metric is accuracy:  # of a classifier it is reported as well how sure it is
         metrics |= {one.__name__: one for one in (negative_log_likelihood, expected_calibration_error)}
+    if open_set is not False:
+        source, metrics = with_unknown(source, open_set), metrics | rejection_metrics(certainty)
     _check_seeds(seeds, (params, state))
     given = (key, learner, params, state, source, metrics)
     asked = partial(_found, *given, episodes=episodes, task_chunk=task_chunk, seeds=seeds, mesh=mesh)
 
     found = asked(details=details)
+    if open_set is not False:
+        check_unknown(found["values"])
     if not (fits := np.asarray(found["fits"]).reshape(-1, episodes)[0]).all():  # of each seed alike
         check_classes("query", _episode(key, source, episodes, int(np.argmin(fits))).query)
     with on_mesh(mesh, seeds) as inside:
@@ -165,24 +181,6 @@ def evaluate(
         }
 
     return result(0) if seeds is None else over_seeds_of([result(i) for i in range(seeds)], main)
-
-
-def over_seeds_of(results: Sequence[Mapping[str, Any]], main: str) -> dict[str, Any]:
-    """What `evaluate` reports of many seeds.
-
-    Args:
-        results: of each, as it reports of one.
-        main: the name of the metric whose interval is `"ci95"`.
-
-    Returns:
-        The mean of each number with half of its interval over the seeds, the protocol, `"seeds"` and `"results"`.
-    """
-    combined = {name: value for name, value in results[0].items() if name not in ("skipped", "details")}
-    for name in results[0]:
-        half_width = "ci95" if name == main else f"{name}_ci95"
-        if half_width in results[0]:
-            combined |= zip((name, half_width), seeds_interval([result[name] for result in results]), strict=True)
-    return {**combined, "seeds": len(results), "results": list(results)}
 
 
 def _check_seeds(seeds: int | None, tree: PyTree) -> None:

@@ -5,6 +5,8 @@ with the targets leave both away, so that a learner needs two things only: means
 that never are a class which is not there.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,12 @@ from jmeta.errors import DataError
 def shots(targets: Float[Array, "n ways"]) -> Float[Array, "ways"]:
     """The number of examples of each class."""
     return targets.sum(axis=0)
+
+
+def rows_there(examples: Any) -> Bool[Array, "n"]:
+    """Which rows of `Examples` there are, `[n]`; without a mask all of them."""
+    mask = examples.mask
+    return jnp.ones(len(examples.targets), bool) if isinstance(mask, tuple) else mask
 
 
 def described(descriptions: PyTree) -> Bool[Array, "ways"]:

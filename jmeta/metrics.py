@@ -1,6 +1,6 @@
 """Numbers that are reported beside accuracy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -140,3 +140,21 @@ def seeds_interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, float("nan")
     return mean, float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def over_seeds_of(results: Sequence[Mapping[str, Any]], main: str) -> dict[str, Any]:
+    """What `evaluate` reports of many seeds.
+
+    Args:
+        results: of each, as it reports of one.
+        main: the name of the metric whose interval is `"ci95"`.
+
+    Returns:
+        The mean of each number with half of its interval over the seeds, the protocol, `"seeds"` and `"results"`.
+    """
+    combined = {name: value for name, value in results[0].items() if name not in ("skipped", "details")}
+    for name in results[0]:
+        half_width = "ci95" if name == main else f"{name}_ci95"
+        if half_width in results[0]:
+            combined |= zip((name, half_width), seeds_interval([result[name] for result in results]), strict=True)
+    return {**combined, "seeds": len(results), "results": list(results)}

@@ -18,8 +18,9 @@ from jaxtyping import Array, Key, PyTree
 from jmeta.core import Adapted, Info, Keys, MetaLearner, Params, State, Task, TaskSource
 from jmeta.devices import seeds_of
 from jmeta.errors import ConfigError, NonFiniteError, lookup
-from jmeta.evaluate import Metric, evaluate, over_seeds_of
+from jmeta.evaluate import Metric, evaluate
 from jmeta.losses import accuracy
+from jmeta.metrics import over_seeds_of
 from jmeta.runs import pictures
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit, init

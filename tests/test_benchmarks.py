@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jmeta
-from benchmarks import accelerator, bilevel, latency, learners, molecules, profile, side_information
+from benchmarks import accelerator, bilevel, latency, learners, molecules, profile, side_information, transductive
 from benchmarks.machine import environment
 from benchmarks.packed import packed
 from benchmarks.speed import report, worker
@@ -245,3 +245,22 @@ def test_omniglot_travels_in_one_file(tmp_path):
     task, expected = (s.sample(jax.random.key(0), s.data) for s in (source, given))
     assert set(np.unique(task.query.inputs)) == {0.0, 1.0}
     np.testing.assert_array_equal(np.asarray(task.query.inputs), np.asarray(expected.query.inputs) > 0.5)
+
+
+@pytest.mark.slow
+def test_the_table_of_transductive_methods():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), 60)
+    z = np.abs(random.normal(size=(12, 6))[labels] + random.normal(size=(720, 6))).astype(np.float32)
+    data = transductive.Embedded(z, labels, np.repeat([0, 1], 6))
+    last = dict(list(transductive.tasks().items())[-2:])
+    rows = {
+        f"seed {seed}, {title}": transductive.gains(data, 4, **options | {"queries": 3})
+        for title, options in last.items()
+        for seed in range(2)
+    }
+    row = next(iter(rows.values()))
+    assert row["prototypical"]["gain"] == 0.0
+    assert set(row) == {"prototypical", "label_propagation", "soft_kmeans"}
+    table = transductive.markdown(rows, 2, list(last))
+    assert table.count("±") == 4

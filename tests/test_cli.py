@@ -437,6 +437,19 @@ def test_evaluate_prints_one_object(runs, capsys):
     assert files(runs) == before
 
 
+def test_evaluate_with_unbalanced_queries_and_queries_of_no_class(runs, capsys):
+    flags = ("--episodes", "4", "--query-balance", "2", "--open-set")
+    result = json.loads(prints(capsys, "evaluate", runs / "prototypical", *flags, "--json"))
+    assert (result["query_balance"], result["open_set"]) == (2.0, "other classes")
+    assert 0 <= result["fpr95"] <= 1 and 0 <= result["auroc"] <= 1
+    printed = prints(capsys, "evaluate", runs / "prototypical", *flags)
+    assert "query balance 2, open set: other classes, 4 test episodes" in printed
+    assert f"{100 * result['auroc']:.1f} % ±" in printed
+    assert "--query-balance has no meaning for sinusoid" in fails(
+        capsys, "evaluate", runs / "sinusoid", "--query-balance", "2"
+    )
+
+
 def test_evaluate_regression(runs, capsys):
     result = json.loads(prints(capsys, "evaluate", runs / "sinusoid", "--episodes", "5", "--json"))
     assert result["mean_squared_error"] > 0 and "accuracy" not in result and "ways" not in result

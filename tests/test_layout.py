@@ -18,7 +18,7 @@ LAYERS = [  # bottom to top; a folder stands for its files
     {"losses"},
     {"inner"},
     {"adjoint"},
-    {"diagnosis", "details"},
+    {"diagnosis", "details", "open_set"},
     {"step"},
     {"checks", "feed"},
     {"train"},

@@ -38,6 +38,10 @@ class Evaluate:
     """Labelled examples a class."""
     queries: _OtherInt = None
     """Query examples a class."""
+    query_balance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: none)")] = None
+    """As many queries in all, but in the proportions of a Dirichlet distribution of this concentration: 2.0."""
+    open_set: bool = False
+    """Ask as many queries that are of no class: AUROC and FPR95 of rejecting them."""
     inner_steps: _OtherInt = None
     """Inner steps; 0 does not adapt at all."""
     checkpoint: str = "best"
@@ -52,8 +56,11 @@ class Evaluate:
         if self.data is not None:
             run = run.on(self.data)
         config = run.config
-        sizes = {name: value for name in ("ways", "shots", "queries") if (value := getattr(self, name)) is not None}
-        asked = partial(run.evaluate, self.split, episodes=self.episodes, seed=self.seed, **sizes)
+        asked_sizes = ("ways", "shots", "queries", "query_balance")
+        sizes = {name: value for name in asked_sizes if (value := getattr(self, name)) is not None}
+        asked = partial(
+            run.evaluate, self.split, episodes=self.episodes, seed=self.seed, open_set=self.open_set, **sizes
+        )
         result = asked(inner_steps=self.inner_steps)
         results: list[dict[str, Any]] = []
         if LEARNERS[config.learner].acts and self.inner_steps is None:

@@ -37,6 +37,9 @@ def result_table(config: Config, result: Mapping[str, Any]) -> Table:
     if "alone" in result:
         alone = {config.metric.__name__: result["alone"], "ci95": result["alone_ci95"]}
         table.add_row("each query alone", interval(config, alone))
+    for name, words in (("auroc", "AUROC of rejection"), ("fpr95", "FPR95 of rejection")):
+        if name in result:
+            table.add_row(words, config.written(result[name], result[f"{name}_ci95"]))
     return table
 
 
@@ -45,6 +48,8 @@ def print_result(config: Config, result: Mapping[str, Any], table: Table) -> Non
     steps = result["test_inner_steps"]
     details = [
         *(f"{result[name]} {name}" for name in ("ways", "shots", "queries") if name in result),
+        *([f"query balance {result['query_balance']:g}"] if "query_balance" in result else []),
+        *([f"open set: {result['open_set']}"] if "open_set" in result else []),
         f"{result['episodes']} {result['split']} episodes",
         "transductive" if result["transductive"] else "not transductive",
         *([] if steps is None else [f"{steps} inner step{'' if steps == 1 else 's'}"]),

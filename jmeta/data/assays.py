@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int8, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
-from jmeta.data.episodes import Size, keep, span, spans
+from jmeta.data.episodes import Size, span, spans
+from jmeta.data.sampling import keep
 from jmeta.errors import DataError
 from jmeta.inputs import as_seen, stored
 from jmeta.tree import widened

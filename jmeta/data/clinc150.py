@@ -46,6 +46,9 @@ def clinc150(
     descriptions: str | None = None,
     folder: str | Path | None = None,
     batch: int | None = None,
+    query_balance: float | None = None,
+    unlabelled: int = 0,
+    distractors: int = 0,
 ) -> TaskSource:
     """N-way K-shot episodes of utterances: which of some intents does a person mean?
 
@@ -62,6 +65,9 @@ def clinc150(
         folder: where `data_full.json.xz` (or `data_full.json`) and `few_shot_class_splits.json` lie. Default:
             `$CLINC150_DIR`.
         batch: instead of an episode, this many utterances of all intents at once, see `jmeta.from_arrays`.
+        query_balance: the concentration of the intents' shares of the queries, see there. Default: all alike.
+        unlabelled: utterances an intent without a label in the support, see there.
+        distractors: further intents that have some, see there.
 
     Returns:
         A source of tasks whose inputs are token ids `[n, 128]` of `jmeta.hashed_text`, and whose descriptions are those
@@ -92,6 +98,9 @@ def clinc150(
         names=data.intents,
         descriptions=TokenIds(hashed_text(data.intents, width=NAME_WIDTH)) if descriptions else None,
         batch=batch,
+        query_balance=query_balance,
+        unlabelled=unlabelled,
+        distractors=distractors,
     )
 
 
@@ -118,6 +127,28 @@ def load_clinc150(*, split: str = "train", fold: int = 1, folder: str | Path | N
         tuple(intent.replace("_", " ") for intent in intents),
         tuple(text for text, _ in outside),
     )
+
+
+def out_of_scope(*, split: str = "test", folder: str | Path | None = None) -> Int[np.ndarray, "rows 128"]:
+    """Utterances that belong to no intent, for `jmeta.evaluate(..., open_set=)`.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`; they have 100, 100 and 1,000.
+        folder: as in `clinc150`.
+
+    Returns:
+        Token ids as the inputs of `clinc150`.
+
+    Raises:
+        DataError: the data are not on this machine.
+        ConfigError: an unknown split.
+
+    Example:
+        >>> from jmeta.data.clinc150 import out_of_scope
+        >>> out_of_scope(split="validation").shape  # doctest: +SKIP
+        (100, 128)
+    """
+    return hashed_text(load_clinc150(split=split, folder=folder).out_of_scope, width=WIDTH)
 
 
 def _folder(folder: str | Path | None) -> Path:

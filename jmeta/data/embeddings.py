@@ -22,6 +22,9 @@ def from_embeddings(
     names: Sequence[str] = (),
     batch: int | None = None,
     min_rows: int | None = None,
+    query_balance: float | None = None,
+    unlabelled: int = 0,
+    distractors: int = 0,
 ) -> TaskSource:
     """N-way K-shot episodes from precomputed embeddings (CLIP, sentence-transformers, a network of your own).
 
@@ -36,6 +39,9 @@ def from_embeddings(
         names: the name of each class, in the order of the sorted distinct labels.
         batch: instead of an episode, this many embeddings of all classes at once, see `jmeta.from_arrays`.
         min_rows: classes with fewer rows are dropped, see there.
+        query_balance: the concentration of the classes' shares of the queries, see there. Default: all alike.
+        unlabelled: examples a class without a label in the support, see there.
+        distractors: further classes that have some, see there.
 
     Returns:
         A source of tasks, see `jmeta.from_arrays`. `jmeta.linen(jmeta.MLP(outputs=None, hidden=(256,)))` is a model for
@@ -72,4 +78,7 @@ def from_embeddings(
         descriptions=descriptions,
         batch=batch,
         min_rows=min_rows,
+        query_balance=query_balance,
+        unlabelled=unlabelled,
+        distractors=distractors,
     )

@@ -1,44 +1,23 @@
 """N-way K-shot episodes from arrays, sampled on the device inside the compiled step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, Num
+from jaxtyping import Array, Bool
 
-from jmeta.core import Examples, Task, TaskSource
+from jmeta.core import TaskSource
 from jmeta.data.descriptions import Descriptions, checked_descriptions
+from jmeta.data.queries import check_balance
+from jmeta.data.sampling import EpisodeData, Transform, batch_sampler, episode_sampler
 from jmeta.data.text import TokenIds
+from jmeta.data.unlabelled import Unlabelled
 from jmeta.errors import ConfigError, DataError
-from jmeta.inputs import as_array, as_seen, stored
+from jmeta.inputs import as_array, stored
 
-Transform = Callable[[Key[Array, ""], Num[Array, "n ..."]], Num[Array, "n ..."]]
 Size = int | tuple[int, int]
-
-
-class EpisodeData(NamedTuple):
-    """The arrays that episodes are cut from, rows sorted by class.
-
-    Args:
-        inputs: `[rows, ...]`.
-        first: `[classes]`, the first row of each class.
-        count: `[classes]`, the number of rows of each class.
-        rows: `[rows]`, where each row lay in the arrays as they were given.
-        family: `[classes]`, the family of each class; an episode draws all of its classes from one family.
-        families: `[families]`, the families with at least as many classes as an episode has ways.
-        descriptions: `[classes, ...]`, or `()` where classes have none.
-    """
-
-    inputs: Num[Array, "rows ..."]
-    first: Int[Array, "classes"]
-    count: Int[Array, "classes"]  # type: ignore[assignment]
-    rows: Int[Array, "rows"]
-    family: Int[Array, "classes"]
-    families: Int[Array, "families"]
-    descriptions: Any = ()
 
 
 def from_arrays(
@@ -55,6 +34,9 @@ def from_arrays(
     batch: int | None = None,
     min_rows: int | None = None,
     ordered: bool = False,
+    query_balance: float | None = None,
+    unlabelled: int = 0,
+    distractors: int = 0,
 ) -> TaskSource:
     """N-way K-shot episodes from labelled arrays, or batches of all classes to pre-train on.
 
@@ -84,6 +66,11 @@ def from_arrays(
         min_rows: classes with fewer rows are dropped, with their names, descriptions and families;
             `protocol["dropped"]` says how many. Default: a class that is too small is an error.
         ordered: whether rows are in the order of time, so that the support of a class comes before its queries.
+        query_balance: an episode has as many queries as without, but each class its share of them, drawn anew from a
+            Dirichlet distribution of this concentration (2 is the custom), as far as it has rows. Default: all alike.
+        unlabelled: examples a class without a label: rows of zeros in the targets of the support, after all others, for
+            `jmeta.soft_kmeans`; only with a mask are they told from what is not there, which is outside of it.
+        distractors: how many further classes have `unlabelled` examples in the support.
 
     Returns:
         A source of tasks whose `support` is `Examples([ways * shots, ...], [ways * shots, ways])` and whose `query` is
@@ -119,96 +106,35 @@ def from_arrays(
             labels, order, names, descriptions, families, min_rows
         )
     classes, first, count = np.unique(labels[order], return_index=True, return_counts=True)
-    _check_counts(classes, count, names, *((2, 1, 0) if batch else (ways, slots, queries)))
+    check_balance(query_balance, least_queries, queries)
+    more = Unlabelled.of(unlabelled, distractors)
+    _check_counts(classes, count, names, *((2, 1, 0) if batch else (ways + more.classes, slots, queries, more.rows)))
     family = np.zeros(len(classes), np.int32) if families is None else np.asarray(families)
     if len(family) != len(classes):
         raise DataError(f"there are {len(family)} families but {len(classes)} classes; give one family for each class.")
     kinds, sizes = np.unique(family, return_counts=True)
-    if batch is None and not (sizes >= ways).any():
-        raise DataError(f"no family has {ways} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
+    together = ways + more.classes
+    if batch is None and not (sizes >= together).any():
+        raise DataError(f"no family has {together} classes (the largest has {np.max(sizes)}); ask for fewer ways.")
     data = EpisodeData(
         inputs=jnp.asarray(inputs[order]),
         first=jnp.asarray(first, jnp.int32),
         count=jnp.asarray(count, jnp.int32),
         rows=jnp.asarray(order, jnp.int32),
         family=jnp.asarray(family, jnp.int32),
-        families=jnp.asarray(kinds[sizes >= ways], jnp.int32),
+        families=jnp.asarray(kinds[sizes >= together], jnp.int32),
         descriptions=() if descriptions is None else checked_descriptions(descriptions, classes, names),
     )
     if batch is not None:
         protocol = {"ways": len(classes), "batch": batch, **dropped}
-        return TaskSource(data, _batch_sampler(batch, transform), protocol, tuple(names))
+        return TaskSource(data, batch_sampler(batch, transform), protocol, tuple(names))
     size = {"ways": (least_ways, ways), "shots": (least_shots, shots), "queries": (least_queries, queries)}
-    sample = _episode_sampler(**size, most=int(np.max(count)), transform=transform, ordered=ordered)
-    return TaskSource(data, sample, {**spans(**size), **dropped}, tuple(names))
-
-
-# The samplers close over no array, so that equal sources share a program.
-
-
-def _episode_sampler(
-    ways: tuple[int, int],
-    shots: tuple[int, int],
-    queries: tuple[int, int],
-    *,
-    most: int,
-    transform: Transform | None,
-    ordered: bool,
-) -> Callable[[Key[Array, ""], EpisodeData], Task]:
-    """Draws an episode whose classes have at most `most` rows; sizes are `(least, most)`."""
-    (least_ways, ways_), (least_shots, shots_), (least_queries, queries_) = ways, shots, queries
-    slots = max(shots_, 1)
-    varies = least_ways < ways_ or least_shots < slots
-
-    def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
-        class_key, row_key, transform_key = jax.random.split(key, 3)
-        chosen = _choose_classes(class_key, data, ways_)
-        rows = jax.vmap(lambda key, first, count: first + choose_rows(key, count, most, slots + queries_))(
-            jax.random.split(row_key, ways_), data.first[chosen], data.count[chosen]
-        )
-        rows = jnp.sort(rows, axis=1) if ordered else rows
-        inputs = _take(transform, transform_key, data, rows.reshape(-1))
-        inputs = inputs.reshape(ways_, slots + queries_, *inputs.shape[1:])
-        support, query = (
-            _examples(inputs[:, part], chosen, data.rows[rows[:, part]]) for part in (slice(slots), slice(slots, None))
-        )
-        there = jnp.ones(ways_, bool)
-        if varies:
-            ways_key, shots_key = jax.random.split(jax.random.fold_in(key, 3))
-            there = jnp.arange(ways_) < jax.random.randint(ways_key, (), least_ways, ways_ + 1)
-            counts = jnp.where(there, jax.random.randint(shots_key, (ways_,), least_shots, shots_ + 1), 0)
-            support = keep(support, (jnp.arange(slots)[None] < counts[:, None]).reshape(-1))
-            if least_queries == queries_:
-                query = keep(query, jnp.repeat(there, queries_))
-        if least_queries < queries_:
-            drawn = jax.random.randint(jax.random.fold_in(key, 4), (ways_,), least_queries, queries_ + 1)
-            asked = jnp.where(there, drawn, 0)
-            query = keep(query, (jnp.arange(queries_)[None] < asked[:, None]).reshape(-1))
-        told = jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions)
-        return Task(support._replace(descriptions=told), query)
-
-    return sample
-
-
-def _batch_sampler(batch: int, transform: Transform | None) -> Callable[[Key[Array, ""], EpisodeData], Task]:
-    """Draws rows of all classes at once, with replacement."""
-
-    def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
-        row_key, transform_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, (batch,), 0, len(data.inputs))
-        inputs = _take(transform, transform_key, data, rows)
-        labels = (jnp.searchsorted(data.first, rows, side="right") - 1).astype(jnp.int32)
-        targets = jax.nn.one_hot(labels, len(data.first), dtype=jnp.float32)
-        return Task((), Examples(inputs, targets, classes=labels, rows=data.rows[rows]))
-
-    return sample
-
-
-def _take(
-    transform: Transform | None, key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]
-) -> Num[Array, "n ..."]:
-    inputs = as_seen(data.inputs[rows])
-    return inputs if transform is None else transform(key, inputs)
+    sample = episode_sampler(
+        **size, most=int(np.max(count)), transform=transform, ordered=ordered, balance=query_balance, more=more
+    )
+    about = {"query_balance": query_balance, "unlabelled": unlabelled, "distractors": distractors}
+    told = {name: value for name, value in about.items() if value}
+    return TaskSource(data, sample, {**spans(**size), **told, **dropped}, tuple(names))
 
 
 def split_classes(
@@ -274,21 +200,6 @@ def _without_small(
     return labels, order, of_large(names), told, of_large(families), {"dropped": int((~large).sum())}
 
 
-def keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
-    """The examples without the labels of those that are not kept, and with kept inputs, in turn, in their places."""
-    order = jnp.argsort(~kept, stable=True)
-    row = jnp.arange(len(kept))
-    inputs = examples.inputs[jnp.where(kept, row, order[row % jnp.maximum(kept.sum(), 1)])]
-    inputs = jnp.where(kept.any(), inputs, jnp.zeros_like(inputs))
-    targets = examples.targets * kept[:, None].astype(examples.targets.dtype)
-    return examples._replace(inputs=inputs, targets=targets, mask=kept)
-
-
-def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."]:
-    """Zeros in the rows that are not kept."""
-    return jnp.where(kept.reshape(len(x), *(1 for _ in x.shape[1:])), x, jnp.zeros_like(x))
-
-
 def span(name: str, size: Any) -> tuple[int, int]:
     """A number, or a range of numbers, as `(least, most)`."""
     try:
@@ -303,26 +214,6 @@ def span(name: str, size: Any) -> tuple[int, int]:
 def spans(**sizes: tuple[int, int]) -> dict[str, int | list[int]]:
     """Ranges as a protocol tells them."""
     return {name: most if least == most else [least, most] for name, (least, most) in sizes.items()}
-
-
-def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Array, "ways"]:
-    family_key, class_key = jax.random.split(key)
-    family = jax.random.choice(family_key, data.families)
-    score = jnp.where(data.family == family, jax.random.uniform(class_key, data.first.shape), -1.0)
-    return jax.lax.top_k(score, ways)[1]
-
-
-def choose_rows(key: Key[Array, ""], count: Int[Array, ""], most: int, rows: int) -> Int[Array, "rows"]:
-    """`rows` of the first `count` rows, without replacement, in random order; `most` bounds `count`."""
-    score = jnp.where(jnp.arange(most, dtype=count.dtype) < count, jax.random.uniform(key, (most,)), -1.0)
-    return jax.lax.top_k(score, rows)[1]
-
-
-def _examples(inputs: Num[Array, "ways n ..."], classes: Int[Array, "ways"], rows: Int[Array, "ways n"]) -> Examples:
-    ways, n = inputs.shape[:2]
-    targets = jnp.repeat(jnp.eye(ways, dtype=jnp.float32), n, axis=0)
-    told = {"classes": jnp.repeat(classes, n), "rows": rows.reshape(-1)}
-    return Examples(inputs.reshape(ways * n, *inputs.shape[2:]), targets, **told)
 
 
 def _check(
@@ -346,16 +237,16 @@ def _check(
 
 
 def _check_counts(
-    classes: np.ndarray, count: np.ndarray, names: Sequence[str], ways: int, shots: int, queries: int
+    classes: np.ndarray, count: np.ndarray, names: Sequence[str], ways: int, shots: int, queries: int, more: int = 0
 ) -> None:
     if names and len(names) != len(classes):
         raise DataError(f"there are {len(names)} names but {len(classes)} classes; give one name for each class.")
     if len(classes) < ways:
         raise DataError(f"{ways} ways need {ways} classes, but there are {len(classes)}; ask for fewer ways.")
-    if count.min() < shots + queries:
-        worst = int(np.argmin(count))
+    if count.min() < shots + queries + more:
+        worst, least, free = int(np.argmin(count)), shots + queries + more, f" + {more} unlabelled" if more else ""
         name = f"{names[worst]!r}" if names else str(classes[worst])
         raise DataError(
-            f"class {name} has {count[worst]} examples, but {shots} shots + {queries} queries need {shots + queries}; "
-            f"ask for fewer, or drop such classes by min_rows={shots + queries}."
+            f"class {name} has {count[worst]} examples, but {shots} shots + {queries} queries{free} need {least}; "
+            f"ask for fewer, or drop such classes by min_rows={least}."
         )

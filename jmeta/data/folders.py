@@ -49,6 +49,7 @@ def from_folder(
     invert: bool = False,
     batch: int | None = None,
     min_rows: int | None = None,
+    query_balance: float | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes from images on disk, one sub-folder a class.
 
@@ -64,6 +65,8 @@ def from_folder(
         invert: turns black on white into ink = 1 on 0.
         batch: instead of an episode, this many images of all classes at once, see `jmeta.from_arrays`.
         min_rows: classes with fewer images are dropped; `protocol["dropped"]` says how many.
+        query_balance: the concentration of the classes' shares of the queries, see `jmeta.from_arrays`. Default: all
+            alike.
 
     Returns:
         A source of tasks with `support.inputs` of shape `[ways * shots, height, width, channels]` in `[0, 1]`, see
@@ -103,6 +106,7 @@ def from_folder(
         names=[names[label] for label in kept],
         batch=batch,
         min_rows=min_rows,
+        query_balance=query_balance,
     )
     told = {"data": str(folder), **({"split": split} if split else {}), **source.protocol}
     if len(kept) < len(names):

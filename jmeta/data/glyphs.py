@@ -68,6 +68,9 @@ def glyphs(
     confusable: bool = False,
     descriptions: str | None = None,
     batch: int | None = None,
+    query_balance: float | None = None,
+    unlabelled: int = 0,
+    distractors: int = 0,
 ) -> TaskSource:
     """N-way K-shot episodes of characters, each drawn from a random font face under a random affine warp.
 
@@ -83,6 +86,9 @@ def glyphs(
         descriptions: what describes each class in the support, made of its Unicode name: `"attributes"`, see
             `glyph_attributes`, or `"text"`, the hashed n-grams of the name, see `jmeta.hashed_text`.
         batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
+        query_balance: the concentration of the classes' shares of the queries, see `from_arrays`. Default: all alike.
+        unlabelled: examples a class without a label in the support, see `from_arrays`.
+        distractors: further classes that have some, see `from_arrays`.
 
     Returns:
         A source of tasks with images `[n, 28, 28, 1]` in `[0, 1]`; `names` holds the Unicode name of each class.
@@ -98,16 +104,21 @@ def glyphs(
         >>> task.support.inputs.shape, task.query.inputs.shape
         ((5, 28, 28, 1), (75, 28, 28, 1))
 
-    Differences: a class has 12 to 22 faces. Where that is less than `shots + queries`, every face of the class is
+    Differences: a class has 12 to 22 faces. Where an episode may take more of a class, every face of the class is
     stored as often as needed, so that a face may recur within an episode, each time under a warp of its own.
     """
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}.")
     if descriptions is not None and descriptions not in DESCRIPTIONS:
         raise ConfigError(f"descriptions is {descriptions!r}; choose one of {', '.join(DESCRIPTIONS)}, or None.")
+
+    def most(size: Size) -> int:
+        return size if isinstance(size, int) else size[1]
+
     data = load_glyphs()
     mine = data.splits == SPLITS.index(split)
-    examples = queries + max(1, shots if isinstance(shots, int) else shots[1])
+    asked = queries if query_balance is None else queries * most(ways)  # one class may have all of them
+    examples = max(1, most(shots)) + unlabelled + asked
     repeats = np.maximum(1, -(-examples // np.bincount(data.labels)))
     described = None
     if descriptions == "attributes":
@@ -126,6 +137,9 @@ def glyphs(
         descriptions=described,
         transform=warp,
         batch=batch,
+        query_balance=query_balance,
+        unlabelled=unlabelled,
+        distractors=distractors,
     )
 
 

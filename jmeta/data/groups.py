@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jmeta.core import Examples, Task, TaskSource
-from jmeta.data.episodes import Size, choose_rows, keep, span, spans
+from jmeta.data.episodes import Size, span, spans
+from jmeta.data.sampling import choose_rows, keep
 from jmeta.errors import DataError
 from jmeta.inputs import as_array, as_seen, stored
 

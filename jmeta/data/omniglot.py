@@ -31,6 +31,7 @@ def omniglot(
     folder: str | Path | None = None,
     seed: int = 0,
     batch: int | None = None,
+    query_balance: float | None = None,
 ) -> TaskSource:
     """N-way K-shot episodes of handwritten characters, 28 x 28 pixels, ink = 1 on 0.
 
@@ -52,6 +53,8 @@ def omniglot(
             of `$TFDS_DATA_DIR` and `~/tensorflow_datasets`.
         seed: of the random split; only `protocol="maml"` uses it.
         batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
+        query_balance: the concentration of the classes' shares of the queries, see `from_arrays`; a class has no more
+            than are left of its 20. Default: all alike.
 
     Returns:
         A source of tasks with `support.inputs` of shape `[ways * shots, 28, 28, 1]` in `[0, 1]`, see `from_arrays`;
@@ -88,6 +91,7 @@ def omniglot(
         queries=queries,
         names=[f"{names[i]} rotated {90 * turn}" if turn else str(names[i]) for turn in turns for i in characters],
         batch=batch,
+        query_balance=query_balance,
     )
     about = {"data": "omniglot", "split": split, "protocol": protocol, "rotations": rotations}
     return source._replace(protocol={**about, **({"seed": seed} if protocol == "maml" else {}), **source.protocol})

@@ -162,6 +162,9 @@ def _classes(
         queries: int,
         batch: int | None = None,
         descriptions: str | None = None,
+        query_balance: float | None = None,
+        unlabelled: int = 0,
+        distractors: int = 0,
     ) -> TaskSource:
         chosen = [name for name in names if name in set(division[split])]
         rows = np.flatnonzero(np.isin(labels, [index[name] for name in chosen]))
@@ -178,6 +181,9 @@ def _classes(
             batch=batch,
             names=chosen,
             descriptions=own,
+            query_balance=query_balance,
+            unlabelled=unlabelled,
+            distractors=distractors,
         )
         return source._replace(protocol={"data": str(path), **source.protocol})
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Key
 from jmeta.checks import check_counts
 from jmeta.core import Task, TaskSource
 from jmeta.data.descriptions import Descriptions
-from jmeta.data.episodes import Size, Transform
+from jmeta.data.episodes import Size
 from jmeta.data.reading import Loader, Reader, Stream, grain
+from jmeta.data.sampling import Transform
 from jmeta.devices import Columns
 from jmeta.errors import ConfigError, DataError
 from jmeta.feed import words
@@ -35,6 +36,7 @@ def stream(
     batch: int | None = None,
     min_rows: int | None = None,
     ordered: bool = False,
+    query_balance: float | None = None,
     workers: int = 0,
     chunk_bytes: int = 2**28,
 ) -> TaskSource:
@@ -66,6 +68,7 @@ def stream(
         batch: as in `from_arrays`.
         min_rows: as in `from_arrays`.
         ordered: as in `from_arrays`.
+        query_balance: as in `from_arrays`.
         workers: processes that read, for a `decode` that computes in Python; a script then needs
             `if __name__ == "__main__":`. Default: threads of this process, which do for arrays and for files.
         chunk_bytes: how many bytes of tasks go to the device at a time, at most, which shortens the compiled scans of
@@ -112,6 +115,7 @@ def stream(
         batch=batch,
         min_rows=min_rows,
         ordered=ordered,
+        query_balance=query_balance,
     )
     data = loader.on_device(jax.random.split(jax.random.key(0), 1))
     size = sum(x.nbytes for x in jax.tree.leaves(data))

@@ -63,7 +63,8 @@ def adaptation(run: Run, result: Result) -> tuple[str, list[Result]]:
     if config.inner_steps is None:
         queries = min(5, config.queries)  # so that ten shots are left of the 20 images that a class of Omniglot has
         rows = config.own and min(config.entry.rows.values())
-        shots = [k for k in SHOTS if not rows or k + queries <= rows]
+        taken = queries + (config.unlabelled or 0)
+        shots = [k for k in SHOTS if not rows or k + taken <= rows]
         return "shots", [
             run.evaluate(episodes=200, shots=k, queries=queries) for k in ([0] if config.descriptions else []) + shots
         ]

@@ -125,6 +125,72 @@ CITATIONS: Mapping[str, str] = {
   booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
   year={2018}
 }""",
+    "meta_baseline": """\
+@inproceedings{chen2021meta,
+  title={Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning},
+  author={Chen, Yinbo and Liu, Zhuang and Xu, Huijuan and Darrell, Trevor and Wang, Xiaolong},
+  booktitle={IEEE/CVF International Conference on Computer Vision},
+  year={2021}
+}""",
+    "feat": """\
+@inproceedings{ye2020few,
+  title={Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions},
+  author={Ye, Han-Jia and Hu, Hexiang and Zhan, De-Chuan and Sha, Fei},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year={2020}
+}""",
+    "tip_adapter": """\
+@inproceedings{zhang2022tip,
+  title={Tip-Adapter: Training-free Adaption of {CLIP} for Few-shot Classification},
+  author={Zhang, Renrui and Zhang, Wei and Fang, Rongyao and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu
+    and Li, Hongsheng},
+  booktitle={European Conference on Computer Vision},
+  year={2022}
+}""",
+    "tim": """\
+@inproceedings{boudiaf2020transductive,
+  title={Transductive Information Maximization For Few-Shot Learning},
+  author={Boudiaf, Malik and Ziko, Imtiaz Masud and Rony, J{\\'e}r{\\^o}me and Dolz, Jose and Piantanida, Pablo
+    and Ben Ayed, Ismail},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2020}
+}""",
+    "pt_map": """\
+@inproceedings{hu2021leveraging,
+  title={Leveraging the Feature Distribution in Transfer-based Few-Shot Learning},
+  author={Hu, Yuqing and Gripon, Vincent and Pateux, St{\\'e}phane},
+  booktitle={International Conference on Artificial Neural Networks},
+  year={2021}
+}""",
+    "laplacian_shot": """\
+@inproceedings{ziko2020laplacian,
+  title={Laplacian Regularized Few-Shot Learning},
+  author={Ziko, Imtiaz Masud and Dolz, Jose and Granger, Eric and Ben Ayed, Ismail},
+  booktitle={International Conference on Machine Learning},
+  year={2020}
+}""",
+    "bd_cspn": """\
+@inproceedings{liu2020prototype,
+  title={Prototype Rectification for Few-Shot Learning},
+  author={Liu, Jinlu and Song, Liang and Qin, Yongqiang},
+  booktitle={European Conference on Computer Vision},
+  year={2020}
+}""",
+    "label_propagation": """\
+@inproceedings{liu2019learning,
+  title={Learning to Propagate Labels: Transductive Propagation Network for Few-shot Learning},
+  author={Liu, Yanbin and Lee, Juho and Park, Minseop and Kim, Saehoon and Yang, Eunho and Hwang, Sung Ju and Yang, Yi},
+  booktitle={International Conference on Learning Representations},
+  year={2019}
+}""",
+    "soft_kmeans": """\
+@inproceedings{ren2018meta,
+  title={Meta-Learning for Semi-Supervised Few-Shot Classification},
+  author={Ren, Mengye and Triantafillou, Eleni and Ravi, Sachin and Snell, Jake and Swersky, Kevin
+    and Tenenbaum, Joshua B. and Larochelle, Hugo and Zemel, Richard S.},
+  booktitle={International Conference on Learning Representations},
+  year={2018}
+}""",
     "r2d2": """\
 @inproceedings{bertinetto2019meta,
   title={Meta-learning with differentiable closed-form solvers},

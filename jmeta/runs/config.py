@@ -151,6 +151,15 @@ class Config:
         default=64,
         requires="pretrains",
     )
+    unlabelled: int | None = setting(
+        "Examples a class without a label in the support, for a learner that uses them.",
+        "data",
+        range=_FROM_0,
+        requires="unlabelled",
+    )
+    distractors: int | None = setting(
+        "Further classes that have such examples.", "data", range=(0, 10_000), requires="unlabelled"
+    )
     descriptions: str | None = setting("Descriptions of the classes: attributes or text.", "data")
 
     inner_rate: float | None = setting(

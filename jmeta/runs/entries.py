@@ -67,6 +67,7 @@ class DataEntry(NamedTuple):
         division: the classes or groups of each split, for data of your own.
         rows: how many rows each of them has.
         standardisation: what the numbers of a table were standardised by.
+        outside: `(split=) -> [n, ...]`, inputs that are of no class, where the data have some.
     """
 
     load: Callable[..., TaskSource]
@@ -78,6 +79,7 @@ class DataEntry(NamedTuple):
     division: Mapping[str, Sequence[str]] = {}
     rows: Mapping[str, int] = {}
     standardisation: Standardisation | None = None
+    outside: Callable[..., Any] | None = None
 
 
 class LearnerEntry(NamedTuple):
@@ -95,6 +97,8 @@ class LearnerEntry(NamedTuple):
         pretrains: whether it trains on batches of all classes at once, instead of on episodes.
         descriptions: whether the support must hold a description of each class.
         acts: whether the support is an environment to act in, instead of examples.
+        unlabelled: whether it uses examples of the support that have no label.
+        transductive: whether the answer to a query depends on the other queries, whatever the network.
     """
 
     make: Callable[..., MetaLearner]
@@ -108,3 +112,5 @@ class LearnerEntry(NamedTuple):
     pretrains: bool = False
     descriptions: bool = False
     acts: bool = False
+    unlabelled: bool = False
+    transductive: bool = False

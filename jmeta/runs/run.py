@@ -97,8 +97,8 @@ class Run:
         """What is evaluated and adapted: the best by validation where there was one, else the last."""
         return self.best or self.train_state
 
-    def source(self, split: str = "test", **sizes: int) -> TaskSource:
-        """The tasks of a split, train, validation or test; `ways`, `shots`, `queries` instead of the run's."""
+    def source(self, split: str = "test", **sizes: float) -> TaskSource:
+        """The tasks of a split; `ways`, `shots`, `queries` instead of the run's, and `query_balance`."""
         if split not in ("train", "validation", "test"):
             raise ConfigError(f"there is no split {split!r}; choose test, validation or train.")
         return _source(_hashable(self.config), split, tuple(sorted(sizes.items())))
@@ -155,8 +155,9 @@ class Run:
         seed: int = 1,
         inner_steps: int | None = None,
         details: bool = False,
+        open_set: bool = False,
         mesh: jax.sharding.Mesh | None = None,
-        **sizes: int,
+        **sizes: float,
     ) -> dict[str, Any]:
         """Adapts to unseen tasks and measures the answers.
 
@@ -166,8 +167,10 @@ class Run:
             seed: the same seed gives the same tasks.
             inner_steps: instead of the run's.
             details: whether the result has `"details"`: confusion matrix, accuracy by class, the rows that were wrong.
+            open_set: whether there are queries of no class, see `jmeta.evaluate`; those that the data have for it, else
+                those of other classes.
             mesh: devices over which the episodes are divided, see `jmeta.evaluate`. Default: one device.
-            sizes: `ways`, `shots`, `queries` instead of the run's.
+            sizes: `ways`, `shots`, `queries` instead of the run's, and `query_balance`, see `jmeta.from_arrays`.
 
         Returns:
             As `jmeta.evaluate`, with the name of the `"metric"` and the protocol of the run.
@@ -177,6 +180,7 @@ class Run:
         metric = self.config.metric
         key, learner = jax.random.key(seed), self.learner_for(source, inner_steps, "test")
         asked: dict[str, Any] = {"episodes": episodes, "metric": metric, "details": details, "mesh": mesh}
+        asked["open_set"] = settings.unknown(self.config, split) if open_set else False
         result = evaluate(key, learner, self.params, self.state, source, **asked)
         about = {**settings.protocol(self.config), "test_inner_steps": steps, "seed": seed}
         return {"split": split, "metric": metric.__name__, **result, **about}
@@ -390,5 +394,5 @@ def _hashable(config: Config) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _source(config: str, split: str, sizes: tuple[tuple[str, int], ...]) -> TaskSource:
+def _source(config: str, split: str, sizes: tuple[tuple[str, float], ...]) -> TaskSource:
     return settings.make_source(Config.of(json.loads(config)), split, **dict(sizes))

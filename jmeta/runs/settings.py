@@ -134,7 +134,8 @@ def _fit_to(source: DataEntry, settings: dict[str, Any], given: Mapping[str, Any
         classes = min(len(source.division[split]) for split in splits)
         least = min(source.rows[name] for split in splits for name in source.division[split])
         shots = settings[f"{prefix}shots"]
-        taken = max(1, shots if isinstance(shots, int) else max(shots))  # without shots there is a place for one
+        labelled = max(1, shots if isinstance(shots, int) else max(shots))  # without shots there is a place for one
+        taken = labelled + (settings["unlabelled"] or 0)
         most = {"ways": classes, "queries": max(1, least - taken)}
         if (given.get(f"{prefix}ways") or 0) > classes:
             parts = ", ".join(f"{len(names)} for {split}" for split, names in source.division.items())
@@ -252,7 +253,7 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     Args:
         config: the settings.
         split: `"train"`, `"validation"` or `"test"`.
-        episode: `ways`, `shots`, `queries` instead of the settings'.
+        episode: `ways`, `shots`, `queries` instead of the settings', and `query_balance`, which no setting has.
 
     Returns:
         The tasks.
@@ -263,8 +264,8 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
     """
     ways = episode.get("ways", config.ways)
     for name in episode:
-        lookup(dict.fromkeys(("ways", "shots", "queries")), name, "size of an episode")
-        if getattr(config, name) is None:
+        lookup(dict.fromkeys(("ways", "shots", "queries", "query_balance")), name, "size of an episode")
+        if name not in inspect.signature(config.entry.load).parameters:
             raise ConfigError(f"{flag(name)} has no meaning for {config.data}; leave it away.")
     if ways != config.ways and not LEARNERS[config.learner].embedding:
         raise ConfigError(
@@ -272,6 +273,11 @@ def make_source(config: Config, split: str, **episode: Any) -> TaskSource:
             "--ways away, or train a prototypical run, which takes any number."
         )
     return config.entry.load(split=split, **{**config.arguments("data", split), **episode})
+
+
+def unknown(config: Config, split: str) -> Any:
+    """What `jmeta.evaluate` takes as `open_set`: the rows of no class that the data have, else True."""
+    return True if config.entry.outside is None else config.entry.outside(split=split)
 
 
 def begin(config: Config, learner: MetaLearner, source: TaskSource) -> TrainState:

@@ -281,3 +281,102 @@ def test_complex_inputs_are_refused():
 def test_labels_of_text_are_told_what_to_do():
     with pytest.raises(DataError, match=r"np\.unique\(labels, return_inverse=True\)"):
         from_arrays(np.ones((20, 2)), np.repeat(["a", "b"], 10), ways=2, shots=1, queries=1)
+
+
+def counts_of(tasks, ways):
+    """`[episodes, ways]`, how many queries each class has."""
+    return np.asarray(tasks.query.targets).reshape(len(tasks.query.targets), -1, ways).sum(axis=1).astype(int)
+
+
+def test_unbalanced_queries_are_as_many_and_in_proportion_to_a_dirichlet_distribution():
+    labels = np.repeat(np.arange(8), 60)
+    source = numbered(labels, ways=4, shots=2, queries=10, query_balance=2.0)
+    assert source.protocol == {"ways": 4, "shots": 2, "queries": 10, "query_balance": 2.0}
+    tasks = episodes(source, count=2000)
+    count = counts_of(tasks, 4)
+    assert (count.sum(axis=1) == 40).all()
+    # of a Dirichlet distribution of 4 times 2: mean 1/4, variance (1/4)(3/4)/9
+    np.testing.assert_allclose(count.mean(axis=0) / 40, 0.25, atol=0.02)
+    np.testing.assert_allclose((count / 40).var(axis=0), 1 / 48, rtol=0.15)
+    for i in range(20):
+        task = jax.tree.map(lambda x, i=i: np.asarray(x)[i], tasks)
+        asked, seen = rows(task.query), rows(task.support)
+        assert len({*asked.tolist(), *seen.tolist()}) == 48
+        np.testing.assert_array_equal(labels[asked], task.query.classes)
+        np.testing.assert_array_equal(task.query.rows, asked)
+        classes = labels[seen].reshape(4, 2)[:, 0]
+        np.testing.assert_array_equal(classes[task.query.targets.argmax(axis=1)], labels[asked])
+        np.testing.assert_array_equal(task.query.targets.argmax(axis=1), np.sort(task.query.targets.argmax(axis=1)))
+
+
+def test_unbalanced_episodes_have_the_support_of_balanced_ones():
+    size = {"ways": 4, "shots": 2, "queries": 3}
+    labels = np.repeat(np.arange(8), 20)
+    one, other = (episodes(numbered(labels, **size, query_balance=b), count=20) for b in (None, 0.5))
+    np.testing.assert_array_equal(one.support.inputs, other.support.inputs)
+    assert not np.array_equal(one.query.inputs, other.query.inputs)
+
+
+def test_no_class_has_more_queries_than_it_has_rows(labels):
+    """The smallest class has 4 rows, of which 3 are left, and the shares are extreme."""
+    tasks = episodes(numbered(labels, ways=3, shots=1, queries=3, query_balance=0.1))
+    count = counts_of(tasks, 3)
+    classes = np.asarray(tasks.support.classes)
+    size = {k: int((labels == value).sum()) for k, value in enumerate(np.unique(labels))}
+    room = np.vectorize(size.get)(classes) - 1
+    assert (count.sum(axis=1) == 9).all()
+    assert (count <= room).all()
+    assert (count == room).any()
+    drawn = np.concatenate([rows(tasks.support), rows(tasks.query)], axis=1)
+    assert all(len(set(episode.tolist())) == 12 for episode in drawn)
+
+
+def test_classes_that_are_not_there_have_no_unbalanced_query(labels):
+    tasks = episodes(numbered(labels, ways=(2, 4), shots=1, queries=2, query_balance=2.0))
+    there = np.asarray(tasks.support.targets).sum(axis=1) > 0
+    count = counts_of(tasks, 4)
+    assert (count.sum(axis=1) == 2 * there.sum(axis=1)).all()
+    assert (count[~there] == 0).all()
+    np.testing.assert_array_equal(np.asarray(tasks.query.mask).sum(axis=1), count.sum(axis=1))
+
+
+def test_unlabelled_examples_come_after_the_labelled_and_distractors_are_of_other_classes(labels):
+    source = numbered(labels, ways=3, shots=1, queries=2, unlabelled=1, distractors=2)
+    assert source.protocol == {"ways": 3, "shots": 1, "queries": 2, "unlabelled": 1, "distractors": 2}
+    tasks = episodes(source, count=50)
+    assert tasks.support.targets.shape == (50, 3 + 5, 3)
+    assert (np.asarray(tasks.support.targets)[:, 3:] == 0).all()
+    assert isinstance(tasks.support.mask, tuple)
+    classes = np.asarray(tasks.support.classes)
+    np.testing.assert_array_equal(np.unique(labels)[classes], labels[rows(tasks.support)])
+    np.testing.assert_array_equal(classes[:, :3], classes[:, 3:6])
+    assert all(len(set(episode.tolist())) == 5 for episode in classes)
+    drawn = np.concatenate([rows(tasks.support), rows(tasks.query)], axis=1)
+    assert all(len(set(episode.tolist())) == 3 * 4 + 2 for episode in drawn)
+    plain = episodes(numbered(labels, ways=3, shots=1, queries=2), count=50)
+    np.testing.assert_array_equal(plain.support.classes, classes[:, :3])
+
+
+def test_a_mask_tells_unlabelled_examples_from_those_that_are_not_there(labels):
+    tasks = episodes(numbered(labels, ways=(2, 3), shots=(0, 1), queries=1, unlabelled=1, descriptions=np.eye(7)))
+    mask, targets = np.asarray(tasks.support.mask), np.asarray(tasks.support.targets).any(axis=2)
+    assert not targets[:, 3:].any()
+    np.testing.assert_array_equal(mask[:, :3], targets[:, :3])
+    there = np.asarray(tasks.support.descriptions).any(axis=2)
+    np.testing.assert_array_equal(mask[:, 3:], there)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"query_balance": 0.0}, "query_balance is 0.0; give a positive concentration, as 2.0"),
+        ({"query_balance": 2.0, "queries": (1, 2)}, r"queries is \(1, 2\), and query_balance divides a fixed number"),
+        ({"unlabelled": -1}, "unlabelled is -1; give a whole number, 0 or more"),
+        ({"distractors": 1}, "distractors is 1, and unlabelled 0, so that they have no example; give both"),
+        ({"unlabelled": 1, "distractors": 5}, "8 ways need 8 classes, but there are 7"),
+        ({"unlabelled": 2}, r"class -3 has 4 examples, but 1 shots \+ 2 queries \+ 2 unlabelled need 5"),
+    ],
+)
+def test_queries_and_unlabelled_examples_that_cannot_be_are_refused(labels, options, sentence):
+    with pytest.raises(DataError, match=sentence):
+        numbered(labels, **{"ways": 3, "shots": 1, "queries": 2, **options})

@@ -56,6 +56,7 @@ def noisy(key, x):
         {"families": np.repeat([0, 1], 4), "ordered": True, "names": list("abcdefgh")},
         {"descriptions": np.eye(CLASSES), "shots": 0},
         {"batch": 5, "transform": noisy},
+        {"query_balance": 2.0, "transform": noisy},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
