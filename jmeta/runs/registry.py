@@ -29,8 +29,11 @@ from jmeta.learners.reptile import reptile
 from jmeta.learners.simpleshot import simpleshot
 from jmeta.learners.transfer import baseline_plus_plus, linear_probe, transfer
 from jmeta.learners.zero_shot import zero_shot
+from jmeta.models.efficientnet import EfficientNetLite0
 from jmeta.models.networks import MLP, Conv4
+from jmeta.models.resnet import ResNet12
 from jmeta.models.text import TextEncoder
+from jmeta.models.vit import ViT
 from jmeta.rl import bandit, gaussian_bandit, hidden_cartpole, point_navigation, tabular_mdp
 from jmeta.rl.maml_rl import maml_rl
 from jmeta.rl.policies import Policy, RecurrentPolicy
@@ -57,6 +60,13 @@ MODELS: Mapping[str, ModelEntry] = {
         "that of prototypical networks: max-pooling, batch norm with moving averages",
         "Snell et al. 2017",
     ),
+    "resnet12": ModelEntry(
+        ResNet12, "four residual blocks of three convolutions, 64-160-320-640, group norm", "Lee et al. 2019"
+    ),
+    "efficientnet-lite0": ModelEntry(
+        EfficientNetLite0, "inverted residual blocks, batch norm with moving averages", "Tan, Le 2019"
+    ),
+    "vit": ModelEntry(ViT, "vision transformer ViT-S/16 in the layout of DINO", "Dosovitskiy et al. 2021"),
     "policy": ModelEntry(Policy, "perceptron 64-64 that acts without memory", "Finn et al. 2017"),
     "recurrent-policy": ModelEntry(
         RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"
