@@ -54,6 +54,11 @@ class Matched:
     reshaped: Mapping[str, str]
     left: tuple[str, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether every leaf has its weights."""
+        return not self.missing and not self.reshaped
+
     def __str__(self) -> str:
         total = len(self.taken) + len(self.missing) + len(self.reshaped)
         reshaped = [f"{leaf} {shapes}" for leaf, shapes in self.reshaped.items()]
