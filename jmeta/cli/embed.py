@@ -14,7 +14,7 @@ from jmeta.errors import ConfigError, DataError
 from jmeta.runs.embedding import embed_file, encoder_of, is_encoder, network_of
 from jmeta.runs.stopping import Signals, say
 
-_Text = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
+_Text = Annotated[str | None, tyro.conf.arg(metavar="COLUMN", help_behavior_hint="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,15 @@ class Embed:
     """Where to write x, y, split and descriptions, for `jmeta train --data` and `jmeta.from_embeddings`."""
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: that of the run)")] = None
     """A folder of sentence-transformers, or a network, as of `jmeta train --model`."""
-    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="NAME")] = None
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN|FILE", help_behavior_hint="")] = None
     """The weights of the network: a run, or a file (.safetensors, .npz, .pth)."""
-    network: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    network: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
     """Options of the network, as of `jmeta train`."""
-    size: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: that of the images)")] = None
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: that of the images)")] = None
     """Pixels of each side of the images of a folder: those that the network was trained on."""
-    channels: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: 3 if any has colours)")] = None
+    channels: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 3 if any has colours)")
+    ] = None
     """1 for greyscale, 3 for RGB."""
     text: _Text = None
     """Of a table: the column to read."""
