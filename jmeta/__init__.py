@@ -24,7 +24,7 @@ from jmeta.distances import (
     mahalanobis,
     squared_euclidean,
 )
-from jmeta.embedding import embedded
+from jmeta.embedding import embed, embedded
 from jmeta.errors import (
     CheckpointError,
     ConfigError,
@@ -83,10 +83,15 @@ from jmeta.losses import (
 from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
+from jmeta.models.efficientnet import EfficientNetLite0
 from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.norms import BatchNorm, GroupNorm
+from jmeta.models.resnet import ResNet12
+from jmeta.models.sentences import sentence_encoder
 from jmeta.models.text import TextEncoder
+from jmeta.models.vit import ViT
+from jmeta.models.weights import load_params, pretrained
 from jmeta.open_set import max_logit, max_probability
 from jmeta.optimizers import projected, repeated, trust_region
 from jmeta.rl.maml_rl import maml_rl

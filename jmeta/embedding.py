@@ -1,10 +1,12 @@
 """Learners that compare embeddings: how their network sees the examples of a task."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import (
@@ -23,7 +25,8 @@ from jmeta.core import (
     outputs_of,
     over_tasks,
 )
-from jmeta.errors import ModelError
+from jmeta.errors import DataError, ModelError
+from jmeta.inputs import as_inputs
 
 
 def embedded(
@@ -151,6 +154,47 @@ def at_test(model: Model) -> Model:
         return model.apply(key, params, state, inputs, train=train, **mask)
 
     return model._replace(apply=apply)
+
+
+def embed(
+    model: Model, params: Params, state: State, inputs: Any, *, batch: int = 64
+) -> Float[np.ndarray, "n features"]:
+    """The embeddings of a network that learns nothing more, once and for all: then `jmeta.from_embeddings`.
+
+    Args:
+        model: the network, without a head.
+        params: its weights, as `jmeta.load_params` gives.
+        state: beside them.
+        inputs: `[n, ...]`, read as by `jmeta.as_inputs`.
+        batch: how many at a time.
+
+    Returns:
+        `[n, features]`.
+
+    Raises:
+        DataError: there are no inputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jmeta, numpy as np
+        >>> images = np.zeros((100, 28, 28, 1), np.uint8)
+        >>> model = jmeta.linen(jmeta.Conv4(outputs=None, features=8))
+        >>> params, state = model.init(jax.random.key(0), jnp.asarray(images[:1], jnp.float32))
+        >>> jmeta.embed(model, params, state, images).shape
+        (100, 32)
+    """
+    if not len(inputs):
+        raise DataError("there are no inputs to embed; give at least one.")
+    parts, size = [], min(batch, len(inputs))
+    for start in range(0, len(inputs), batch):
+        x = as_inputs(inputs[start : start + batch])
+        filled = np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])  # of one shape, that of one program
+        parts.append(np.asarray(_outputs(model, params, state, jnp.asarray(filled)))[: len(x)])
+    return np.concatenate(parts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(model: Model, params: Params, state: State, inputs: Array) -> PyTree:
+    return model.apply(jax.random.key(0), params, state, inputs, train=False)[0]
 
 
 def _one_batch(support: Any, query: Any) -> Examples:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jmeta
-from jmeta.models.networks import _max_pool
+from jmeta.models.networks import max_pool
 from jmeta.models.norms import norm_layer
 
 α = 0.1
@@ -150,7 +150,7 @@ class Block(nn.Module):
     def __call__(self, x, train=False, mask=None):
         x = jmeta.Conv(2, (3, 3), strides=2 if self.pooling == "stride" else 1)(x)
         x = nn.relu(norm_layer(self.norm, scale=True, groups=1)(x, train=train, mask=mask))
-        x = x if self.pooling == "stride" else _max_pool(x)
+        x = x if self.pooling == "stride" else max_pool(x)
         return nn.Dense(2, name="head")(x.reshape(len(x), -1))
 
 

@@ -14,6 +14,7 @@ import tyro
 import jmeta
 from jmeta.cli.adapt import Adapt
 from jmeta.cli.compare import Compare
+from jmeta.cli.embed import Embed
 from jmeta.cli.evaluate import Evaluate
 from jmeta.cli.listing import List
 from jmeta.cli.predict import Predict
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": Evaluate,
     "adapt": Adapt,
     "predict": Predict,
+    "embed": Embed,
     "compare": Compare,
     "report": Report,
     "search": Search,

@@ -24,9 +24,10 @@ from jmeta.files import write_whole
 from jmeta.metrics import seeds_interval
 from jmeta.runs import hosts, settings, sweeping
 from jmeta.runs.assessment import assess
+from jmeta.runs.checkpoint import latest_step
 from jmeta.runs.config import FLAGS, OWN, Config, Setting, flag
 from jmeta.runs.loggers import LOGGERS
-from jmeta.runs.run import Run, read_config
+from jmeta.runs.run import LAST, Run, read_config
 from jmeta.runs.stopping import LOCK, Signals, only_writer, say
 from jmeta.runs.training import on_all_cores, on_resume, parts_of, resumed, steps_within, train
 
@@ -44,7 +45,8 @@ def _flag_of(setting: Setting) -> tuple[str, Any, Any]:
     kind, metavar = _TYPES[setting.type]
     *most, last = setting.choices or ("",)
     text = setting.help.format(f"{', '.join(most)} or {last}")
-    about = tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint=f"(default: {setting.shown})")
+    name = flag(setting.name).removeprefix("--")  # `from_`, as no name in Python may be `from`
+    about = tyro.conf.arg(name=name, metavar=metavar, help=text, help_behavior_hint=f"(default: {setting.shown})")
     return setting.name, Annotated[kind, about], () if setting.type is Mapping else None
 
 
@@ -131,7 +133,7 @@ class Train(_Settings):
         """Writes the table of a sweep, and prints it."""
         if hosts.several():
             raise ConfigError("--distributed has no meaning for a sweep; leave it away.")
-        for name in ("minutes", "patience", "log", "resume"):
+        for name in ("from_", "minutes", "patience", "log", "resume"):
             if getattr(self, name):
                 raise ConfigError(f"{flag(name)} has no meaning for a sweep; leave it away.")
         if (self.out / "config.json").exists():
@@ -152,7 +154,7 @@ class Train(_Settings):
     def _given(self) -> dict[str, Any]:
         given = {name: value for name in FLAGS if (value := getattr(self, name)) not in (None, ())}
         for name in [name for name in given if FLAGS[name].type is Mapping]:
-            given[name] = dict(_named(name, option) for option in given[name])
+            given[name] = dict(named(name, option) for option in given[name])
         if hosts.several():
             there = jax.device_count()
             if given.setdefault("devices", there) != there:  # which a run that goes on takes as well
@@ -199,7 +201,11 @@ class Train(_Settings):
     def _one(self, signals: Signals) -> Mapping[str, Any] | None:
         config = self._resolved()[0]
         hosts.check_same(settings=dataclasses.asdict(config))
-        parts = parts_of(config if (self.out / "config.json").exists() else on_all_cores(config))
+        saved = latest_step(self.out / LAST)
+        known = config if (self.out / "config.json").exists() else on_all_cores(config)
+        parts = parts_of(known, begun=saved is not None)
+        if parts.matched is not None:
+            _tell(str(parts.matched))
         with only_writer(self.out) if hosts.is_first() else nullcontext():
             if (self.out / "config.json").exists():  # which another process may have written while this one waited
                 config, changes = self._resolved()
@@ -298,7 +304,8 @@ def defaults_of(arguments: Sequence[str]) -> str:
     return f"Defaults of {config.learner} on {config.data}:\n\n{_toml(config)}"
 
 
-def _named(flag: str, option: str) -> tuple[str, str]:
+def named(flag: str, option: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`; `ConfigError` for what is none."""
     name, equals, value = option.partition("=")
     if not equals:
         raise ConfigError(f"--{flag} {option} has no value; write {name}=VALUE.")
@@ -311,7 +318,9 @@ def _toml(config: Config) -> str:
     for name, setting in FLAGS.items():
         if setting.type is tuple and isinstance(values[name], int):
             values[name] = [values[name]] * 2  # the flag takes a range
-    return "\n".join(f"{name} = {_toml_value(value)}" for name, value in values.items() if value not in (None, {}))
+    return "\n".join(
+        f"{name.rstrip('_')} = {_toml_value(value)}" for name, value in values.items() if value not in (None, {})
+    )
 
 
 def _toml_value(value: Any) -> str:

@@ -1,7 +1,5 @@
 """Data of your own from a path: a folder of images, an archive of arrays, a table."""
 
-import csv
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +8,11 @@ import numpy as np
 
 from jmeta.core import TaskSource
 from jmeta.data.episodes import Size, from_arrays, split_classes
-from jmeta.data.folders import read_images
 from jmeta.data.groups import from_groups
+from jmeta.data.labelled import Division, Labelled, read_archive, read_columns, read_folder
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import DataError
 from jmeta.inputs import Standardisation
-
-SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation"}
-_SPLIT_NAMES |= {"valid": "validation", "dev": "validation", "test": "test", "testing": "test"}
-Division = Mapping[str, Sequence[str]]
 
 
 class Own(NamedTuple):
@@ -96,11 +89,12 @@ def read_own(
             if value is not None:
                 raise DataError(f"{flag} is for a .csv or .parquet table, and {path} is none; leave it away.")
     if path.is_dir():
-        return _folder(path, size, channels, split_seed, division)
+        return _classes(path, read_folder(path, size, channels), split_seed, division, True)
     if size is not None or channels is not None:
         raise DataError(f"--size and --channels are for folders of images, and {path} is none; leave them away.")
     if path.suffix == ".npz":
-        return _archive(path, split_seed, division)
+        found = read_archive(path)
+        return _classes(path, found, split_seed, division, np.ndim(found.inputs) == 4)
     if path.suffix in (".csv", ".parquet"):
         return _table(path, group, target, split_seed, division)
     raise DataError(f"{path} is no folder, .npz, .csv or .parquet file; convert it into one.")
@@ -139,15 +133,12 @@ def _parts(names: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[st
     return {split: sorted(np.asarray(names)[mask].tolist()) for split, mask in zip(sizes, masks, strict=True)}
 
 
-def _classes(
-    path: Path,
-    inputs: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    division: Division,
-    images: bool,
-    described: np.ndarray | None = None,
-) -> Own:
+def _classes(path: Path, found: Labelled, split_seed: int, division: Division | None, images: bool) -> Own:
+    inputs, labels, names, given, described = found
+    if given:
+        # an archive's own division is divided further by one seed
+        given = given if "validation" in given else _validating(given, split_seed if path.is_dir() else 0)
+    division = (given if path.is_dir() else {}) or division or given or divide(names, split_seed)
     index = {name: i for i, name in enumerate(names)}
     # the name of a folder says what is in it; that of a number in an archive says nothing
     texts = [] if described is not None or not any(c.isalpha() for name in names for c in name) else ["text"]
@@ -171,7 +162,7 @@ def _classes(
         own: Any = None
         if descriptions is not None:
             wanted = [index[name] for name in chosen]
-            own = TokenIds(ids[wanted]) if ids is not None else described[wanted]  # type: ignore[index]
+            own = TokenIds(ids[wanted]) if ids is not None else described[wanted]
         source = from_arrays(
             inputs[rows],
             labels[rows],
@@ -191,33 +182,6 @@ def _classes(
     return Own("classification", division, count, tuple(kinds), images, load)
 
 
-def _folder(path: Path, size: int | None, channels: int | None, split_seed: int, division: Division | None) -> Own:
-    inside = {}
-    for entry in path.iterdir():
-        if entry.is_dir() and entry.name.lower() in _SPLIT_NAMES:
-            inside[_SPLIT_NAMES[entry.name.lower()]] = entry
-    if not {"train", "test"} <= inside.keys():
-        images, labels, _, names = read_images(path, size=size, channels=channels)
-        if not names:
-            raise DataError(f"{path} holds images but no classes; put the images of each class into a sub-folder.")
-        return _classes(path, images, labels, names, division or divide(names, split_seed), True)
-    found = {split: read_images(folder, size=size, channels=channels) for split, folder in inside.items()}
-    shapes = {split: part.images.shape[1:] for split, part in found.items()}
-    if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{' x '.join(map(str, shape))} in {split}" for split, shape in shapes.items())
-        raise DataError(f"the images of {path} are {told}; give one --size and --channels for all.")
-    for split, part in found.items():
-        if not part.names:
-            raise DataError(f"{inside[split]} holds no classes; put the images of each class into a sub-folder.")
-    own: Division = {split: part.names for split, part in found.items()}
-    _disjoint(path, own)
-    every = [name for part in found.values() for name in part.names]
-    first = np.cumsum([0, *(len(part.names) for part in found.values())])
-    labels = np.concatenate([part.labels + start for part, start in zip(found.values(), first, strict=False)])
-    images = np.concatenate([part.images for part in found.values()])
-    return _classes(path, images, labels, every, own if "validation" in own else _validating(own, split_seed), True)
-
-
 def _validating(division: Division, seed: int) -> Division:
     """Validation classes out of those of training, where the data names none."""
     train = list(division["train"])
@@ -230,70 +194,8 @@ def _validating(division: Division, seed: int) -> Division:
     return {**_parts(train, {"train": len(train) - held, "validation": held}, seed), "test": division["test"]}
 
 
-def _disjoint(path: Path, division: Division) -> None:
-    for i, split in enumerate(SPLITS):
-        for other in SPLITS[i + 1 :]:
-            if shared := sorted(set(division.get(split, ())) & set(division.get(other, ()))):
-                raise DataError(
-                    f"class {shared[0]!r} of {path} is in both {split} and {other}; tests are on classes that were not "
-                    "trained on, so keep each in one."
-                )
-
-
-def _archive(path: Path, split_seed: int, division: Division | None) -> Own:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        reason = "it holds Python objects" if "pickle" in str(error).lower() else str(error)
-        raise DataError(f"{path} cannot be read ({reason}); write it by numpy.savez of plain arrays.") from error
-
-    def first(*names: str) -> np.ndarray:
-        for name in names:
-            if name in arrays:
-                return arrays[name]
-        has = ", ".join(arrays) or "nothing"
-        raise DataError(
-            f"{path} has no {' or '.join(names)} (it has {has}); save it as numpy.savez(file, x=..., y=...)."
-        )
-
-    inputs, labels = first("x", "images", "inputs"), first("y", "labels")
-    if labels.ndim != 1 or len(labels) != len(inputs):
-        raise DataError(f"{path} has {len(inputs)} inputs and labels of shape {list(labels.shape)}; give one for each.")
-    if labels.dtype.kind not in "iuUSb":
-        raise DataError(
-            f"the labels of {path} are {labels.dtype}; give integers or texts, or for a regression a table with "
-            "--group and --target."
-        )
-    values, index = np.unique(labels, return_inverse=True)
-    names = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-    given = _given(path, arrays, names, index)
-    described = arrays.get("descriptions")
-    if described is not None and len(described) != len(names):
-        raise DataError(f"{path} has {len(described)} descriptions and {len(names)} classes; give one for each class.")
-    if inputs.dtype == np.uint8 and inputs.ndim == 3:
-        inputs = inputs[..., None]
-    chosen = division or given or divide(names, split_seed)
-    return _classes(path, inputs, index.astype(np.int32), names, chosen, inputs.ndim == 4, described)
-
-
-def _given(path: Path, arrays: Mapping[str, np.ndarray], names: Sequence[str], index: np.ndarray) -> Division | None:
-    """The division that an archive says itself, by a word for each row."""
-    if "split" not in arrays:
-        return None
-    words = [word.decode() if isinstance(word, bytes) else str(word) for word in arrays["split"].tolist()]
-    if len(words) != len(index) or not {word.lower() for word in words} <= _SPLIT_NAMES.keys():
-        raise DataError(f"split of {path} must say train, validation or test for each of its {len(index)} rows.")
-    splits = np.asarray([_SPLIT_NAMES[word.lower()] for word in words])
-    division = {split: [names[i] for i in np.unique(index[splits == split])] for split in SPLITS}
-    if not division["train"] or not division["test"]:
-        raise DataError(f"split of {path} has no rows of {'train' if not division['train'] else 'test'}; add some.")
-    _disjoint(path, division)
-    return division if division["validation"] else _validating(division, 0)
-
-
 def _table(path: Path, group: str | None, target: str | None, split_seed: int, division: Division | None) -> Own:
-    columns = _columns(path)
+    columns = read_columns(path)
     for flag, name in (("--group", group), ("--target", target)):
         if name is None:
             what = "tells the task of a row" if flag == "--group" else "is to be predicted"
@@ -327,29 +229,6 @@ def _table(path: Path, group: str | None, target: str | None, split_seed: int, d
 
     rows = dict(zip(names.tolist(), count.tolist(), strict=True))
     return Own("regression", chosen, rows, (), False, load, by)
-
-
-def _columns(path: Path) -> dict[str, Sequence[Any]]:
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise DataError(f"reading {path} needs pyarrow: pip install pyarrow.") from error
-        try:
-            return {str(name): values for name, values in parquet.read_table(path).to_pydict().items()}
-        except Exception as error:  # pyarrow raises errors of its own on a damaged file
-            raise DataError(f"{path} cannot be read as a table ({error}); write it anew.") from error
-    try:
-        with path.open(newline="") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table ({error}); write it anew.") from error
-    if len(rows) < 2:
-        raise DataError(f"{path} holds no rows below a line of names; add some.")
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(rows[0]):
-            raise DataError(f"line {number} of {path} has {len(row)} values and {len(rows[0])} names; repair it.")
-    return dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
 
 
 def _numbers(path: Path, name: str, values: Sequence[Any]) -> np.ndarray:

@@ -1,19 +1,19 @@
 """The two networks of the few-shot literature."""
 
 import warnings
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Num
 
-from jmeta.errors import ConfigError, ModelError
+from jmeta.errors import ModelError
 from jmeta.inputs import as_floats
 from jmeta.models.convolution import Conv
 from jmeta.models.norms import BatchNorm as BatchNorm
 from jmeta.models.norms import GroupNorm as GroupNorm
-from jmeta.models.norms import Norm, as_last, check_dtype, norm_layer
+from jmeta.models.norms import Norm, as_last, check_choice, check_dtype, norm_layer
 from jmeta.tree import widened
 
 Pooling = Literal["stride", "max"]
@@ -128,10 +128,10 @@ class Conv4(nn.Module):
             warnings.warn("batch_norm= of Conv4 is norm= now; give that.", DeprecationWarning, stacklevel=3)
             self.norm, self.batch_norm = self.batch_norm, None
         check_dtype(self.dtype)
-        _check_choice("pooling", self.pooling, Pooling)
-        _check_choice("norm", self.norm, Norm)
-        _check_choice("spatial", self.spatial, Spatial)
-        _check_choice("head_init", self.head_init, HeadInit)
+        check_choice("pooling", self.pooling, Pooling)
+        check_choice("norm", self.norm, Norm)
+        check_choice("spatial", self.spatial, Spatial)
+        check_choice("head_init", self.head_init, HeadInit)
         super().__post_init__()
 
     @nn.compact
@@ -144,7 +144,7 @@ class Conv4(nn.Module):
         for block in range(4):
             strides = 2 if self.pooling == "stride" else 1
             x = Conv(self.features, (3, 3), strides=strides, use_bias=False, dtype=self.dtype)(x)
-            pool = _max_pool if self.pooling == "max" else None
+            pool = max_pool if self.pooling == "max" else None
             norm = norm_layer(self.norm, scale=self.scale, groups=self.groups, dtype=self.dtype)
             x = norm(x, train=train, pool=pool, mask=mask)
             if self.context and block == 2:
@@ -159,12 +159,7 @@ class Conv4(nn.Module):
         return widened(x)
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, get_args(choices)))}.")
-
-
-def _max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:
+def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:
     """2x2 max-pooling as reshape and max, whose second derivative is fast where `reduce_window`'s is not.
 
     An odd last row or column is left away, as by VALID padding.

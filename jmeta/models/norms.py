@@ -151,7 +151,13 @@ class GroupNorm(nn.Module):
 
 
 def norm_layer(
-    norm: Norm, *, scale: bool = False, groups: int = 8, dtype: DTypeLike | None = None
+    norm: Norm,
+    *,
+    scale: bool = False,
+    groups: int = 8,
+    epsilon: float = 1e-3,
+    dtype: DTypeLike | None = None,
+    name: str | None = None,
 ) -> BatchNorm | GroupNorm:
     """The normalisation of a name: `"group"`, `"layer"` or a policy of `BatchNorm`.
 
@@ -159,7 +165,9 @@ def norm_layer(
         norm: the name.
         scale: whether to learn a scale γ.
         groups: of `"group"`.
+        epsilon: ε.
         dtype: of the result.
+        name: of the layer in its module.
 
     Returns:
         A layer that is called with `(x, train=, pool=, mask=)`.
@@ -170,8 +178,8 @@ def norm_layer(
         1
     """
     if norm in get_args(BatchNormPolicy):
-        return BatchNorm(norm, scale, dtype=dtype)  # type: ignore[arg-type]
-    return GroupNorm(1 if norm == "layer" else groups, scale, dtype=dtype)
+        return BatchNorm(norm, scale, epsilon, dtype=dtype, name=name)  # type: ignore[arg-type]
+    return GroupNorm(1 if norm == "layer" else groups, scale, epsilon, dtype=dtype, name=name)
 
 
 def _scale_and_shift(module: nn.Module, scale: bool, shape: tuple[int], dtype: Any) -> tuple[Array | None, Array]:
@@ -235,3 +243,9 @@ def check_dtype(dtype: Any) -> None:
     if not known:
         name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
         raise ConfigError(f"dtype is {name!r}; give 'bfloat16', 'float16' or 'float32'.")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuses what is none of the words of a `Literal`."""
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}; give {' or '.join(map(repr, get_args(choices)))}.")

@@ -193,6 +193,10 @@ class Config:
         "Options of the network, as `--network features=32 spatial=mean`; its documentation lists them.", absent=dict
     )
 
+    from_: str | None = setting(
+        "A run, or a file of weights (.safetensors, .npz, .pth), to start from; what does not match is drawn.",
+        shown="all is drawn",
+    )
     steps: int = setting("Meta-steps.", absent=MISSING, range=(1, 1_000_000_000), default=2000, changes=True)
     tasks: int = setting("Tasks of a meta-step.", absent=MISSING)
     outer_rate: float = setting(
@@ -298,7 +302,7 @@ FLAGS = {name: declared for name, declared in (SETTINGS | OWN).items() if declar
 
 def flag(name: str) -> str:
     """A setting as it is written on the command line."""
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def check_values(values: Mapping[str, Any], *, least: Mapping[str, int] | None = None) -> None:

@@ -9,8 +9,11 @@ from jmeta.data.clinc150 import clinc150, out_of_scope
 from jmeta.data.glyphs import DESCRIPTIONS, glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
+from jmeta.models.efficientnet import EfficientNetLite0
 from jmeta.models.networks import MLP, Conv4
+from jmeta.models.resnet import ResNet12
 from jmeta.models.text import TextEncoder
+from jmeta.models.vit import ViT
 from jmeta.rl import bandit, gaussian_bandit, hidden_cartpole, point_navigation, tabular_mdp
 from jmeta.rl.policies import Policy, RecurrentPolicy
 from jmeta.runs.entries import DataEntry, LearnerEntry, ModelEntry
@@ -38,6 +41,13 @@ MODELS: Mapping[str, ModelEntry] = {
         "that of prototypical networks: max-pooling, batch norm with moving averages",
         "Snell et al. 2017",
     ),
+    "resnet12": ModelEntry(
+        ResNet12, "four residual blocks of three convolutions, 64-160-320-640, group norm", "Lee et al. 2019"
+    ),
+    "efficientnet-lite0": ModelEntry(
+        EfficientNetLite0, "inverted residual blocks, batch norm with moving averages", "Tan, Le 2019"
+    ),
+    "vit": ModelEntry(ViT, "vision transformer ViT-S/16 in the layout of DINO", "Dosovitskiy et al. 2021"),
     "policy": ModelEntry(Policy, "perceptron 64-64 that acts without memory", "Finn et al. 2017"),
     "recurrent-policy": ModelEntry(
         RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"

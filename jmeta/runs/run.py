@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jmeta.runs.config import SETTINGS, VERSION, Config, check_values
 from jmeta.runs.own import data_entry, found_out
 from jmeta.runs.registry import DATA
 from jmeta.runs.shapes import from_json, to_json
+from jmeta.runs.start import started
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit
 
@@ -65,7 +67,7 @@ class Run:
         Args:
             learner: a name of the registry; default maml.
             data: a name of the registry; default glyphs.
-            options: the flags of `jmeta train`, with underscores.
+            options: the flags of `jmeta train`, with underscores; `from_` for `--from`, which warns of what is drawn.
 
         Returns:
             The run.
@@ -76,7 +78,10 @@ class Run:
         """
         config = settings.resolve(learner, data, **options)
         source = settings.make_source(config, "train")
-        return cls(config, settings.begin(config, settings.make_learner(config, source), source))
+        begin, matched = started(config, settings.begin(config, settings.make_learner(config, source), source))
+        if matched is not None and not matched.whole:
+            warnings.warn(str(matched), stacklevel=2)
+        return cls(config, begin)
 
     def __repr__(self) -> str:
         step, of = int(self.train_state.step), self.config.steps

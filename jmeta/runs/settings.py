@@ -55,6 +55,8 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     learner, data = given.get("learner", defaults["learner"]), given.get("data", defaults["data"])
     if is_path(data) and data not in DATA:
         data = given["data"] = str(Path(data).expanduser().absolute())
+    if given.get("from_"):
+        given["from_"] = str(Path(given["from_"]).expanduser().absolute())
     chosen, source = lookup(LEARNERS, learner, "learner"), data_entry(data, own)
     _check_support(learner, data, source)
     layers: list[Mapping[str, Any]] = [defaults, chosen.defaults, source.defaults, given]
@@ -66,7 +68,7 @@ def resolve(learner: str | None = None, data: str | None = None, **flags: Any) -
     network = model_entry(settings["model"])
     settings["own"] = {**own, **found_out(source)} if source.division else {}
     for name, owner, make in (("options", learner, chosen.make), ("network", settings["model"], network.make)):
-        settings[name] = _options(name, owner, make, *(layer.get(name, {}) for layer in layers))
+        settings[name] = options_of(name, owner, make, *(layer.get(name, {}) for layer in layers))
     needed = {name: value for name, value in chosen.network.items() if name in _parameters(network.make)}
     settings["network"] = needed | settings["network"]
 
@@ -175,7 +177,7 @@ def _parameters(make: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _options(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(flag: str, owner: str, make: Callable[..., Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a learner or network; a text, as the command line has it, becomes a value of the default's type."""
     known = {name: value for name, value in _parameters(make).items() if name not in {*SETTINGS, "parent"}}
     options: dict[str, Any] = {name: value for layer in layers for name, value in layer.items()}

@@ -15,11 +15,13 @@ from jmeta.core import MetaLearner, TaskSource
 from jmeta.devices import cores_for, mesh_of, on_one_device, share
 from jmeta.errors import ConfigError, NonFiniteError
 from jmeta.evaluate import evaluate
+from jmeta.models.weights import Matched
 from jmeta.runs import hosts, settings
 from jmeta.runs.checkpoint import latest_step, restore, save
 from jmeta.runs.config import Config
 from jmeta.runs.loggers import Logger, Row
 from jmeta.runs.run import BEST, LAST, Run, read_rows, write_settings
+from jmeta.runs.start import started
 from jmeta.runs.stopping import Signals
 from jmeta.step import TrainState
 from jmeta.train import Metrics, fit
@@ -39,6 +41,7 @@ class Parts(NamedTuple):
         validation: of validation tasks.
         test: of test tasks.
         begin: the `TrainState` before the first meta-step.
+        matched: which of its weights are those of another run or a file; None where none are.
     """
 
     config: Config
@@ -48,6 +51,7 @@ class Parts(NamedTuple):
     validation: TaskSource
     test: TaskSource
     begin: TrainState
+    matched: Matched | None = None
 
 
 def on_all_cores(config: Config) -> Config:
@@ -68,11 +72,12 @@ def on_all_cores(config: Config) -> Config:
     return dataclasses.replace(config, devices=devices) if devices > 1 else config
 
 
-def parts_of(config: Config) -> Parts:
+def parts_of(config: Config, *, begun: bool = False) -> Parts:
     """Loads the data of a run and makes its learner.
 
     Args:
         config: the settings.
+        begun: whether the run has a checkpoint, to which it does not matter from what weights it began.
 
     Returns:
         The parts.
@@ -84,7 +89,10 @@ def parts_of(config: Config) -> Parts:
     source, validation, test = (settings.make_source(config, split) for split in ("train", "validation", "test"))
     learner = settings.make_learner(config, source)
     tester = settings.make_learner(config, validation, "test")
-    return Parts(config, learner, tester, source, validation, test, settings.begin(config, learner, source))
+    begin, matched = settings.begin(config, learner, source), None
+    if not begun:
+        begin, matched = started(config, begin)
+    return Parts(config, learner, tester, source, validation, test, begin, matched)
 
 
 def resumed(folder: Path, parts: Parts) -> Parts:

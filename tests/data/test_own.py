@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import jmeta
-from jmeta.data.own import SPLITS, divide, read_own
+from jmeta.data.labelled import SPLITS
+from jmeta.data.own import divide, read_own
 from jmeta.runs import settings
 
 RANDOM = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 import jmeta
-from jmeta.models.networks import _max_pool
+from jmeta.models.networks import max_pool
 from jmeta.models.norms import BatchNorm
 
 
@@ -104,7 +104,7 @@ def test_max_pool_and_its_gradient_are_those_of_linen(size):
     def value_and_gradient(pool):
         return pool(x), jax.grad(lambda x: (weights * pool(x)).sum())(x)
 
-    ours, theirs = value_and_gradient(_max_pool), value_and_gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
+    ours, theirs = value_and_gradient(max_pool), value_and_gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -118,7 +118,7 @@ def test_batch_norm_pools_before_it_normalises_to_the_same_end(scale, float64):
     def value(x, params, inside):
         layer = BatchNorm(scale=scale)
         if inside:
-            y = layer.apply({"params": params}, x, train=True, pool=_max_pool)
+            y = layer.apply({"params": params}, x, train=True, pool=max_pool)
         else:
             y = nn.max_pool(layer.apply({"params": params}, x, train=True), (2, 2), (2, 2))
         return (weights * y).sum()
@@ -278,7 +278,7 @@ def test_group_norm_is_its_formula(shape, groups):
 
 
 @pytest.mark.parametrize("layer", [jmeta.GroupNorm(2), jmeta.GroupNorm(1), BatchNorm(scale=True)], ids=str)
-@pytest.mark.parametrize("pool", [None, _max_pool])
+@pytest.mark.parametrize("pool", [None, max_pool])
 def test_derivatives_of_a_norm_are_those_of_finite_differences(layer, pool, float64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 4)))
     params = {name: jnp.asarray(np.random.default_rng(i).normal(size=4)) for i, name in enumerate(("bias", "scale"))}
