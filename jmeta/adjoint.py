@@ -196,7 +196,13 @@ def _split_inexact(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def _scan_short(step: Callable[..., Any], carry: PyTree, keys: Key[Array, " steps"]) -> Any:
-    """`scan`, with up to five steps compiled as one body: a quarter faster than stacking what each has to keep."""
+    """`scan`, with up to five steps compiled as one body: a quarter faster than stacking what each has to keep.
+
+    A single step is no loop, whose start `vmap` would copy for each task: all supports pass through one θ together.
+    """
+    if len(keys) == 1:
+        carry, value = jax.jit(step)(carry, keys[0])
+        return carry, jax.tree.map(lambda x: x[None], value)
     return jax.lax.scan(step, carry, keys, unroll=len(keys) <= 5)
 
 

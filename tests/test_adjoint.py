@@ -12,6 +12,8 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 import jmeta
+from jmeta.inner import _equations
+from jmeta.models.convolution import conv_p
 from jmeta.models.networks import max_pool
 from jmeta.models.norms import norm_layer
 
@@ -152,6 +154,21 @@ class Block(nn.Module):
         x = nn.relu(norm_layer(self.norm, scale=True, groups=1)(x, train=train, mask=mask))
         x = x if self.pooling == "stride" else max_pool(x)
         return nn.Dense(2, name="head")(x.reshape(len(x), -1))
+
+
+def test_the_first_pass_over_all_supports_is_one_of_one_network():
+    """Its weights are θ, which is the same for all tasks: their supports are one batch, and no pairs of a loop."""
+    learner = jmeta.maml(jmeta.linen(Block()), inner_rate=α)
+    tasks = jax.vmap(images_task)(jax.random.split(jax.random.key(0), 3))
+    params, state = learner.init(jax.random.key(0), jax.tree.map(lambda x: x[0], tasks))
+
+    def answered(task):
+        adapted = learner.adapt(jax.random.key(0), params, state, task.support)
+        return learner.predict(jax.random.key(0), adapted, task.query.inputs)
+
+    program = jax.make_jaxpr(jax.vmap(answered))(tasks).jaxpr
+    passes = [e.invars[1].aval.shape[0] for e in _equations(program) if e.primitive is conv_p]
+    assert passes == [1, 3]  # the supports at θ, the queries at φ of each task
 
 
 @pytest.mark.parametrize(
