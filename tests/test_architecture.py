@@ -232,6 +232,23 @@ def test_the_command(tmp_path, capsys):
     assert (out / "result.json").read_text() == before
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_the_command_on_devices(tmp_path):
+    """A search of two devices finds what that of one does, and the networks are as good."""
+    found = {}
+    for devices in ("1", "2"):
+        out = tmp_path / devices
+        main(["search", *SMALL, "--cells", "0", "--tasks", "2", "--devices", devices, "--out", str(out)])
+        found[devices] = json.loads((out / "result.json").read_text())
+    one, two = found["1"], found["2"]
+    assert two["genotypes"] == one["genotypes"]
+    losses = [[row["loss"] for row in each["searches"]["second order"]["curve"]] for each in (two, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name, row in one["networks"].items():
+        assert two["networks"][name]["accuracy"] == pytest.approx(row["accuracy"], abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -240,6 +257,8 @@ def test_the_command(tmp_path, capsys):
         (["--data", "bandit"], "bandit has no images to search cells for"),
         (["--data", "glyph"], "did you mean 'glyphs'"),
         (["--cells", "-1"], "--cells is -1"),
+        (["--devices", "0"], "--devices is 0"),
+        (["--devices", "2"], "do not divide 1 tasks; take 2 tasks a step"),
     ],
 )
 def test_bad_flags(flags, message, tmp_path, capsys):
