@@ -203,14 +203,12 @@ def sharded(mesh: Mesh | None, tree: PyTree) -> PyTree:
 
 
 def on_one_device(tree: PyTree) -> PyTree:
-    """The arrays that lie on several devices, on the first of this process alone; parts and all others as they are."""
+    """The arrays that each of several devices has, on the first of this process alone; those in parts as they are."""
 
     def moved(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or len(x.devices()) == 1:
+        if not isinstance(x, jax.Array) or len(x.devices()) == 1 or not x.is_fully_replicated:
             return x
-        if x.is_fully_addressable:
-            return jax.device_put(x, jax.local_devices()[0])
-        return x.addressable_data(0) if x.is_fully_replicated else x
+        return jax.device_put(x, jax.local_devices()[0]) if x.is_fully_addressable else x.addressable_data(0)
 
     return jax.tree.map(moved, tree)
 

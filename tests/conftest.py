@@ -18,14 +18,14 @@ def knows(flag):
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most of the run is compilation, of which these leave two thirds. At level 0 some gradients of max-pooling in float64
 # come out wrong, which the tests against finite differences see; they ask for level 1.
 QUICK = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": "true",
     "xla_cpu_use_fusion_emitters": "false",
-    "xla_cpu_parallel_codegen_split_count": "1",
+    "xla_cpu_parallel_codegen_split_count": "1",  # parts cost more than they save where both cores are busy
 }
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items() if knows(name)))
 

@@ -1,5 +1,6 @@
 """Cells, the search for them, and what the command line makes of it."""
 
+import functools
 import json
 
 import jax
@@ -231,6 +232,17 @@ def test_the_command(tmp_path, capsys):
     assert (out / "result.json").read_text() == before
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+def test_a_search_on_two_devices_is_that_of_one():
+    _, problem = search(jmeta.first_order())
+    mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
+    options = {"steps": 2, "tasks": 2, "optimizer": optax.adam(3e-3)}
+    one, two = (jmeta.fit(KEY, problem, tasks(), mesh=each, **options) for each in (None, mesh))
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(near, (two.params, two.state, two.history), (one.params, one.state, one.history))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -239,6 +251,8 @@ def test_the_command(tmp_path, capsys):
         (["--data", "bandit"], "bandit has no images to search cells for"),
         (["--data", "glyph"], "did you mean 'glyphs'"),
         (["--cells", "-1"], "--cells is -1"),
+        (["--devices", "0"], "--devices is 0"),
+        (["--devices", "2"], "do not divide 1 tasks; take 2 tasks a step"),
     ],
 )
 def test_bad_flags(flags, message, tmp_path, capsys):

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import AxisType
 
 import jmeta
 from jmeta.models.norms import norm_layer
@@ -18,7 +16,6 @@ from jmeta.rl import Box, Discrete, Trajectory, point_navigation, returns
 from jmeta.runs import settings
 from jmeta.runs.registry import LEARNERS, MODELS
 from jmeta.runs.registry import LearnerEntry as Entry
-from jmeta.step import draw
 
 WAYS, SHOTS, QUERIES = 3, 2, 4
 KEY = jax.random.key(0)
@@ -193,7 +190,7 @@ def test_shapes_and_dtypes(learner, source, training, initial, run, kind):
     params, state = initial
     _, outputs = run(task_of(sampled(source), 0))
     assert outputs.shape == kind.answers
-    batch = jax.eval_shape(learner.collect, KEY, params, state, sampled(training))
+    batch = jax.eval_shape(learner.collect, KEY, params, state, jax.tree.map(jnp.asarray, sampled(training)))
     loss, (new_state, info) = jax.eval_shape(learner.objective, KEY, params, state, batch)
     assert loss.shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -318,73 +315,6 @@ def test_it_learns_in_one_compiled_program(entry, learner, source, training, kin
         for f in (before, fitted)
     )
     assert kind.learned(first, last)
-
-
-ON_A_MESH = ("maml", "maml_plus_plus", "late_fusion", "reptile", "rl2")
-
-
-NARROW = pytest.param(jnp.float32, 1e-4, AxisType.Auto, marks=pytest.mark.slow, id="float32")
-EXPLICIT = pytest.param(jnp.float64, 1e-6, AxisType.Explicit, marks=pytest.mark.slow, id="explicit")
-
-
-@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
-@pytest.mark.parametrize(
-    ("dtype", "tolerance", "axis"),
-    [pytest.param(jnp.float64, 1e-6, AxisType.Auto, id="float64"), NARROW, EXPLICIT],
-)
-@pytest.mark.parametrize(
-    "entry",
-    [pytest.param(name, marks=() if name in ON_A_MESH else pytest.mark.slow) for name in sorted(LEARNERS)],
-    indirect=True,
-    scope="module",
-)
-def test_devices_have_the_numbers_of_one(entry, training, dtype, tolerance, axis):
-    """Three steps on two devices; twenty on the eight of a process of its own, see test_mesh."""
-    # the first step is the gradient; at a larger rate float32's rounding grows from step to step, as with task_chunk
-    learner, optimizer = make(entry), optax.sgd(0.01 if dtype == jnp.float64 else 0.001)
-    start = jmeta.init(KEY, learner, optimizer, training)
-    tasks = jax.tree.map(jnp.asarray, sampled(training, tasks=8))
-    devices = jax.device_count()
-
-    def path(mesh):
-        """θ, the state and the info after each step."""
-        source = jmeta.TaskSource(tasks, lambda key, tasks: task_of(tasks, jax.random.randint(key, (), 0, 8)), {})
-        step = jmeta.make_step(learner, optimizer, source, tasks=max(4, devices), mesh=mesh)
-
-        def one(carry, _):
-            new, info = step(carry, None)
-            return new, (new.params, new.state, info)
-
-        return jax.jit(lambda start: jax.lax.scan(one, start, length=3 if devices == 2 else 20)[1])(start)
-
-    with jax.enable_x64(dtype == jnp.float64), jax.numpy_dtype_promotion("standard"):  # some draw numbers of float32
-        start, tasks = start._replace(params=as_(dtype, start.params), state=as_(dtype, start.state)), as_(dtype, tasks)
-        alone, divided = path(None), path(jax.make_mesh((devices,), ("tasks",), (axis,)))
-    assert jax.tree.map(lambda x: x.dtype, divided) == jax.tree.map(lambda x: x.dtype, alone)
-    pairs = zip(*(map(np.asarray, jax.tree.leaves(each)) for each in (divided, alone)), strict=True)
-    worst = max(np.abs(x - y).max() / max(np.abs(y).max(), 1e-3) for x, y in pairs)
-    assert worst < tolerance
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
-def test_one_all_reduce_a_step(entry, learner, training):
-    """And those of `collect`, where a learner takes moments of all tasks."""
-    optimizer, mesh = optax.sgd(0.01), jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
-    start = jmeta.init(KEY, learner, optimizer, training)
-
-    def all_reduces(function):
-        text = jax.jit(function).lower(start).compile().as_text()
-        return text.count(" all-reduce(") + text.count(" all-reduce-start(")
-
-    step = jmeta.make_step(learner, optimizer, training, tasks=4, mesh=mesh)
-    collected = all_reduces(lambda start: draw(learner, training, start, 4, mesh))
-    assert all_reduces(lambda start: jax.lax.scan(step, start, length=2)) == 1 + collected
-
-
-def as_(dtype, tree):
-    """With floating leaves of a type."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):

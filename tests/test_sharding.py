@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jmeta
 from benchmarks.scale import divided_model, weak_scaling
+from jmeta.devices import on_one_device, sharded
+from jmeta.step import TrainState
 
 KEY = jax.random.key(0)
 
@@ -128,7 +130,62 @@ def test_an_axis_of_the_mesh_divides_parameters():
         jmeta.make_step(learner, optax.adam(1e-3), source, tasks=2, mesh=explicit)
 
 
+def model_mesh(devices, tasks=1):
+    kinds = (AxisType.Auto,) * 2
+    return jax.make_mesh((tasks, devices), ("tasks", "model"), kinds, devices=jax.devices()[: tasks * devices])
+
+
+def shapes_of_parts(tree):
+    return [x.addressable_shards[0].data.shape for x in jax.tree.leaves(tree)]
+
+
+def assert_equal(a, b):
+    def equal(x, y):
+        np.testing.assert_array_equal(*(jax.random.key_data(z) if z.dtype == b.key.dtype else z for z in (x, y)))
+
+    jax.tree.map(equal, a, b)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
+def test_a_divided_checkpoint_is_read_to_another_number_of_devices(tmp_path):
+    """It is never whole on one device, but where that is asked for."""
+    arrays = {"kernel": np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32), "bias": np.zeros(64, "f4")}
+
+    def state_on(mesh, arrays):
+        params = sharded(mesh, jax.tree.map(jnp.asarray, arrays))
+        return TrainState(KEY, jnp.asarray(7), params, (), optax.sgd(0.1, momentum=0.9).init(params))
+
+    saved = state_on(model_mesh(2), arrays)
+    assert shapes_of_parts(on_one_device(saved.params)) == [(64,), (64, 64)]
+    jmeta.save(tmp_path / "run", saved)
+    empty = jax.tree.map(np.zeros_like, arrays)
+    for like, part in ((model_mesh(4), (64, 32)), (model_mesh(2, tasks=2), (64, 64)), (None, (64, 128))):
+        restored = jmeta.restore(tmp_path / "run", state_on(like, empty))
+        assert_equal(restored, saved)
+        params = jmeta.restore(tmp_path / "run", state_on(like, empty), only="params")
+        jax.tree.map(np.testing.assert_array_equal, params, arrays)
+        for tree in (restored.params, restored.optimizer_state, params):
+            assert shapes_of_parts(tree) == [(64,), part]
+
+
 eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+
+
+@eight
+@pytest.mark.slow
+def test_a_divided_run_goes_on_with_another_number_of_devices(tmp_path):
+    learner = jmeta.maml(jmeta.linen(jmeta.MLP(outputs=1, hidden=(64, 64))), loss=jmeta.mean_squared_error)
+    source = jmeta.sinusoid(shots=2, queries=2)
+    options = {"tasks": 4, "log_every": 1}
+    unbroken = jmeta.fit(KEY, learner, source, steps=6, **options)
+    begun = jmeta.fit(KEY, learner, source, steps=3, mesh=model_mesh(4), **options)
+    jmeta.save(tmp_path / "run", begun.train_state)
+    for mesh in (model_mesh(8), model_mesh(4, tasks=2), model_mesh(2), None):
+        like = jmeta.init(jax.random.key(1), learner, optax.adam(1e-3), source, mesh=mesh)
+        restored = jmeta.restore(tmp_path / "run", like)
+        assert_equal(restored, begun.train_state)
+        rest = jmeta.fit(KEY, learner, source, steps=6, train_state=restored, mesh=mesh, **options)
+        assert_close((rest.params, rest.history), (unbroken.params, unbroken.history[3:]))
 
 
 @eight

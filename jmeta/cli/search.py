@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jmeta.adjoint import Adjoint, exact, first_order
 from jmeta.core import Model, TaskSource
+from jmeta.devices import mesh_of, share
 from jmeta.errors import CheckpointError, ConfigError, lookup
 from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
@@ -57,6 +58,10 @@ class Search:
     """Classes of an episode, in training and at test."""
     skips: int | None = None
     """How many skip connections the normal cell may have at most; default: any number."""
+    tasks: int = 1
+    """Episodes of a meta-step, each of which makes a step of the weights; the next meta-step has their mean."""
+    devices: int | None = None
+    """Over how many devices the episodes of a meta-step are divided, of a CPU as many as it has cores."""
     seed: int = 0
     """The same seed gives the same search, and other random cells."""
     out: Path = Path("runs/search")
@@ -120,11 +125,14 @@ def _searched(flags: Search, results: dict[str, Any]) -> dict[str, Any]:
 def _settings(flags: Search) -> dict[str, Any]:
     lookup(DATA, flags.data, "data set")
     check_values({"seed": flags.seed})
-    for name in ("steps", "retrain_steps", "nodes", "features", "ways"):
+    for name in ("steps", "retrain_steps", "nodes", "features", "ways", "tasks"):
         if getattr(flags, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(flags, name)}; give a positive number.")
     if flags.cells < 0:
         raise ConfigError(f"--cells is {flags.cells}; give 0 or more random cells.")
+    if flags.devices is not None and flags.devices < 1:
+        raise ConfigError(f"--devices is {flags.devices}; give a positive number.")
+    share(mesh_of(flags.devices), flags.tasks)  # before any array, as a CPU is divided before JAX starts
     source = _source(flags, "test")
     if jax.eval_shape(source.sample, jax.random.key(0), source.data).query.inputs.ndim != 4:
         raise ConfigError(f"{flags.data} has no images to search cells for; use glyphs or omniglot.")
@@ -145,6 +153,7 @@ def _begin(flags: Search, settings: Mapping[str, Any]) -> dict[str, Any]:
         if not flags.resume:
             raise CheckpointError(f"{flags.out} exists; add --resume to go on with it, or choose another --out.")
         stored: dict[str, Any] = json.loads(file.read_text())
+        stored["settings"] = {"tasks": 1, "devices": None} | stored["settings"]  # which older folders do not have
         if stored["settings"] != settings:
             name = next((n for n in settings if stored["settings"].get(n) != settings[n]), "steps")
             there = stored["settings"].get(name)
@@ -205,18 +214,19 @@ def _search(flags: Search, order: str, adjoint: Adjoint) -> tuple[Genotype, floa
             source,
             optimizer=optimizer,
             steps=flags.steps,
-            tasks=1,
+            tasks=flags.tasks,
             log_every=max(1, flags.steps // 10),
             train_state=train_state,
             callback=callback,
             progress=False,
+            mesh=mesh_of(flags.devices),
         ).train_state
     return genotype(train_state.params, skips=flags.skips), round(time.monotonic() - begin, 1), curve
 
 
 def _train(flags: Search, model: Model) -> dict[str, Any]:
     """A prototypical network trained from the start, and its accuracy on unseen classes."""
-    begin = time.monotonic()
+    begin, mesh = time.monotonic(), mesh_of(flags.devices)
     learner = prototypical(model)
     fitted = fit(
         jax.random.key(flags.seed),
@@ -224,11 +234,12 @@ def _train(flags: Search, model: Model) -> dict[str, Any]:
         _source(flags, "train"),
         optimizer=optax.adam(optax.cosine_decay_schedule(3e-3, flags.retrain_steps)),
         steps=flags.retrain_steps,
-        tasks=1,
+        tasks=flags.tasks,
+        mesh=mesh,
     )
     seconds = time.monotonic() - begin
     test = _source(flags, "test")
-    result = evaluate(jax.random.key(1), learner, fitted.params, fitted.state, test, episodes=300)
+    result = evaluate(jax.random.key(1), learner, fitted.params, fitted.state, test, episodes=300, mesh=mesh)
     row = {**result, "parameters": parameters(fitted.params), "seconds": round(seconds, 1)}
     print(f"{row['accuracy']:.1%} after {row['seconds']} s, {row['parameters']} parameters", flush=True)
     return row

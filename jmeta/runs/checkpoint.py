@@ -103,8 +103,9 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
 
     Args:
         folder: as given to `save`.
-        like: a `TrainState` of the same learner, model and optimiser, as `init` gives, or a tree as it was saved; its
-            shapes are all that is used.
+        like: a `TrainState` of the same learner, model and optimiser, as `init` gives, or a tree as it was saved; of
+            which the shapes are used, and on which devices it lies: divided over a mesh, as `init(mesh=...)` gives it,
+            or not, whatever the devices were that saved it.
         only: the name of a field of `TrainState`, as `"params"`: that alone is read and returned, so that learner and
             optimiser may be others. `like` is a `TrainState`, or a tree of that field.
         step: whose checkpoint to read instead of the newest.
@@ -144,7 +145,7 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
     sealed = {name: leaf for name, leaf in _leaves_of(checkpoint).items() if only is None or name.split("/")[0] == only}
     _compare(checkpoint, sealed, _leaves(wanted))
     try:
-        saved = _read(checkpoint, None if only else wanted)
+        saved = _read(checkpoint, wanted, whole=only is None)
     except ValueError as error:  # the same arrays in other containers
         raise CheckpointError(
             f"the checkpoint {checkpoint} is of another version of jmeta, whose state had another form; train anew."
@@ -193,12 +194,15 @@ def _reserve(file: Path, tree: PyTree) -> None:
     file.unlink()
 
 
-def _read(checkpoint: Path, like: PyTree | None) -> Any:
+def _read(checkpoint: Path, like: PyTree, whole: bool) -> Any:
+    """What has the form of a tree, or, where that is a part of what was saved, all of it."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        if like is None:
-            like = checkpointer.metadata(checkpoint / "default").item_metadata.tree
+        if not whole:
+            wanted = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(like)}
+            saved = checkpointer.metadata(checkpoint / "default").item_metadata.tree
+            like = jax.tree.map_with_path(lambda path, leaf: wanted.get(path_name(path), leaf), saved)
         return checkpointer.restore(checkpoint / "default", jax.tree.map(_here, like))
 
 
