@@ -10,7 +10,17 @@ import optax
 import pytest
 
 import jmeta
-from benchmarks import accelerator, bilevel, latency, learners, molecules, profile, side_information, transductive
+from benchmarks import (
+    accelerator,
+    bilevel,
+    latency,
+    learners,
+    molecules,
+    pretrained,
+    profile,
+    side_information,
+    transductive,
+)
 from benchmarks.machine import environment
 from benchmarks.packed import packed
 from benchmarks.speed import report, worker
@@ -264,3 +274,30 @@ def test_the_table_of_transductive_methods():
     assert set(row) == {"prototypical", "label_propagation", "soft_kmeans"}
     table = transductive.markdown(rows, 2, list(last))
     assert table.count("±") == 4
+
+
+def test_what_untrained_embeddings_answer_is_the_cosine_with_mean_and_name():
+    random = np.random.default_rng(0)
+    x, names, z = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((6, 8), (3, 8), (4, 8)))
+    support = jmeta.Examples(x, jnp.repeat(jnp.eye(3), 2, axis=0), names)
+
+    def cosines(a, b):
+        return np.einsum("nf,kf->nk", a, b) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)[None]
+
+    by_mean, by_name = 2 * cosines(z, np.asarray(x).reshape(3, 2, 8).mean(axis=1)), cosines(z, names)
+    for mean, name, expected in ((True, False, by_mean), (False, True, by_name), (True, True, by_mean + by_name)):
+        learner = pretrained.fixed(mean, name)
+        outputs = learner.predict(jax.random.key(0), learner.adapt(jax.random.key(0), {}, {}, support), z)
+        between = np.asarray(outputs)[:, :1] - np.asarray(outputs)  # as softmax sees them
+        np.testing.assert_allclose(between, expected[:, :1] - expected, atol=1e-5)
+
+
+def test_the_table_of_pretrained_embeddings():
+    def row(name, seed):
+        shots = {str(k): {"accuracy": 0.9 + (k + seed) / 100} for k in pretrained.METHODS[name].shots}
+        return {"seconds": 2.0, "ways": {"20": shots, "50": shots}}
+
+    rows = {f"{name}, seed {seed}": row(name, seed) for name in pretrained.METHODS for seed in (0, 1)}
+    table = pretrained.markdown(rows, seeds=2)
+    assert "| nearest name | 90.5 ± 0.7 | – | – | 90.5 ± 0.7 | – | – | 2 |" in table
+    assert "| fused | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | 2 |" in table

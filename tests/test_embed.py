@@ -135,6 +135,7 @@ def test_a_table_of_sentences_is_read(place):
 
 def test_descriptions_are_the_names_of_the_classes_in_the_order_of_the_labels(place):
     found = Labelled(["x", "yy", "zzz"] * 2, np.asarray([0, 1, 2] * 2), ["pay_bill", "book", "a b c d"])
+    found = found._replace(division={"train": ["a b c d"], "test": ["pay_bill", "book"]})
     embedder = Embedder(lambda texts: np.asarray([[len(t), t.count(" ") + 1.0] for t in texts]), "", True)
     embed_file(place / "z.npz", found, embedder, {}, batch=2, advance=lambda done: None)
     stored = read_archive(place / "z.npz")
@@ -142,6 +143,8 @@ def test_descriptions_are_the_names_of_the_classes_in_the_order_of_the_labels(pl
     np.testing.assert_array_equal(stored.descriptions, [[7, 4], [4, 1], [8, 2]])
     source = jmeta.from_embeddings(place / "z.npz", ways=3, shots=0, queries=1)
     np.testing.assert_array_equal(source.data.descriptions, stored.descriptions)
+    tested = jmeta.from_embeddings(place / "z.npz", split="test", ways=2, shots=0, queries=1)
+    np.testing.assert_array_equal(tested.data.descriptions, stored.descriptions[1:])
 
 
 def test_files_that_do_not_fit_are_told(place, capsys):

@@ -356,3 +356,30 @@ def test_efficientnet_lite0_answers_as_its_code_does():
     assert not matched.missing and not matched.left
     logits = jax.jit(lambda p, s: model.apply(KEY, p, s, x, train=False)[0])(params, state)
     np.testing.assert_allclose(logits[:, :4], PICTURES, atol=1e-4)
+
+
+NETWORKS = {
+    "resnet12": (jmeta.ResNet12(2, (4, 4, 4, 4), groups=2), (16, 16, 3)),
+    "efficientnet": (jmeta.EfficientNetLite0(2, "group", 2, stem=4, stages=((2, 3, 2, 2, 4),), width=4), (16, 16, 3)),
+    "vit": (jmeta.ViT(2, 8, 16, 8, 1, 2), (16, 16, 3)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tasks_with_weights_of_their_own_lower_without_grouped_convolution(name):
+    module, shape = NETWORKS[name]
+    learner = jmeta.maml(jmeta.linen(module))
+    images = jnp.asarray(RANDOM.random((3, 2, *shape)), jnp.float32)
+    targets = jnp.broadcast_to(jnp.eye(2)[None], (3, 2, 2))
+    tasks = jmeta.Task(jmeta.Examples(images, targets), jmeta.Examples(images, targets))
+    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
+
+    def step(params, tasks):
+        return jax.grad(lambda p: learner.objective(jax.random.split(KEY, 3), p, state, tasks)[0])(params)
+
+    for platform in ("cuda", "tpu"):
+        text = jax.export.export(jax.jit(step), platforms=[platform])(params, tasks).mlir_module()
+        assert "stablehlo.dot_general" in text and "stablehlo.convolution" not in text
+    gradient = jax.jit(step)(params, tasks)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
