@@ -130,8 +130,9 @@ def spread_labels(w: Float[Array, "n n"], y: Float[Array, "n ways"], spread: Num
     Example:
         >>> import jax.numpy as jnp
         >>> from jmeta.learners.label_propagation import spread_labels
-        >>> spread_labels(1.0 - jnp.eye(2), jnp.asarray([[1.0], [0.0]]), 0.5).round(3).tolist()
-        [[1.3329999446868896], [0.6669999957084656]]
+        >>> flow = spread_labels(1.0 - jnp.eye(2), jnp.asarray([[1.0], [0.0]]), 0.5)
+        >>> [round(float(x), 3) for x in flow[:, 0]]
+        [1.333, 0.667]
     """
     degree = w.sum(axis=1)
     root = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
