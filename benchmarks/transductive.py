@@ -143,7 +143,8 @@ def markdown(rows: Mapping[str, Any], seeds: int, titles: Sequence[str]) -> str:
             half = results[0][name]["ci95"] if len(results) == 1 else half
             line.append(f"{100 * mean:+.1f} ± {100 * half:.1f}")
         lines.append(line)
-    note = f"\nPoints above {BASE} on the same episodes, the mean of {seeds} seeds, 95 % interval over the seeds.\n"
+    over = f"the mean of {seeds} seeds, 95 % interval over the seeds" if seeds > 1 else "one seed, 95 % interval"
+    note = f"\nPoints above {BASE} on the same episodes, {over}.\n"
     return machine_line("python -m benchmarks.transductive") + markdown_table(["tasks", BASE, *names], lines) + note
 
 

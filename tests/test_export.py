@@ -57,7 +57,9 @@ def test_every_learner_answers_in_a_program_of_any_number_of_inputs(name):
     program = read_program(exported(lambda x: learner.predict(KEY, adapted, x), SHAPE, np.float32))
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
     for n in (1, 7):
-        np.testing.assert_allclose(program.call(queries[:n]), expected[:n], rtol=1e-4, atol=1e-5)
+        if entry.transductive:  # what it says of some is not a part of what it says of all
+            expected = jax.jit(learner.predict)(KEY, adapted, jnp.asarray(queries[:n]))
+        np.testing.assert_allclose(program.call(queries[:n]), expected[:n], rtol=1e-4, atol=1e-4)
 
 
 def fitted(norm="group"):

@@ -66,10 +66,11 @@ def pt_map(
         z, q = unit(powered(support.inputs, power)), unit(powered(queries, power))
         z = unit(z - weighted_means(z, labelled[:, None])) * labelled[:, None]
         q = unit(q - q.mean(axis=0, keepdims=True))
-        shares = len(q) * present / jnp.maximum(present.sum(), 1.0)
+        each = jnp.ones_like(q[:, 0])
+        shares = each.sum() * present / jnp.maximum(present.sum(), 1.0)
 
         def transport(c: Float[Array, "ways features"]) -> Float[Array, "queries ways"]:
-            return log_transport(sharpness * squared_euclidean(q, c), jnp.ones_like(q[:, 0]), shares)
+            return log_transport(sharpness * squared_euclidean(q, c), each, shares)
 
         def step(c: Float[Array, "ways features"], _: None) -> Any:
             weights = jnp.concatenate([targets, jnp.exp(transport(c))])

@@ -102,7 +102,7 @@ class Run:
         """What is evaluated and adapted: the best by validation where there was one, else the last."""
         return self.best or self.train_state
 
-    def source(self, split: str = "test", **sizes: float) -> TaskSource:
+    def source(self, split: str = "test", **sizes: int | float) -> TaskSource:
         """The tasks of a split; `ways`, `shots`, `queries` instead of the run's, and `query_balance`."""
         if split not in ("train", "validation", "test"):
             raise ConfigError(f"there is no split {split!r}; choose test, validation or train.")
@@ -162,7 +162,7 @@ class Run:
         details: bool = False,
         open_set: bool = False,
         mesh: jax.sharding.Mesh | None = None,
-        **sizes: float,
+        **sizes: int | float,
     ) -> dict[str, Any]:
         """Adapts to unseen tasks and measures the answers.
 
@@ -399,5 +399,5 @@ def _hashable(config: Config) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _source(config: str, split: str, sizes: tuple[tuple[str, float], ...]) -> TaskSource:
+def _source(config: str, split: str, sizes: tuple[tuple[str, int | float], ...]) -> TaskSource:
     return settings.make_source(Config.of(json.loads(config)), split, **dict(sizes))
