@@ -49,6 +49,9 @@ class ViT(nn.Module):
     Reference: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; Caron et al. 2021, "Emerging Properties in
     Self-Supervised Vision Transformers"; Oquab et al. 2023, "DINOv2"; Darcet et al. 2024, "Vision Transformers Need
     Registers".
+
+    Differences from the original: no dropout and no stochastic depth; embeddings of places are interpolated to the size
+    itself, where DINO's code adds 0.1 to it.
     """
 
     outputs: int | None = 5
