@@ -62,17 +62,24 @@ class Method(NamedTuple):
         shots: at which it is tested.
         train: shots in meta-training; None where nothing is learned.
         pretrains: whether its source is of batches of all classes.
+        rate: of Adam.
     """
 
     make: Callable[[], jmeta.MetaLearner]
     shots: tuple[int, ...] = SHOTS
     train: Size | None = None
     pretrains: bool = False
+    rate: float = 1e-3
 
 
 def network() -> jmeta.Model:
     """A linear map of the embeddings, which begins as a turn, and a perceptron, which begins at nothing."""
     return jmeta.linen(jmeta.MLP(outputs=None, hidden=(384,)))
+
+
+def linear() -> jmeta.Model:
+    """A linear map, which begins as a turn."""
+    return jmeta.linen(jmeta.MLP(outputs=None, hidden=()))
 
 
 METHODS: dict[str, Method] = {
@@ -82,6 +89,8 @@ METHODS: dict[str, Method] = {
     "linear_probe": Method(lambda: jmeta.linear_probe(jmeta.identity()), (1, 5), pretrains=True),
     "prototypical": Method(lambda: jmeta.prototypical(network()), (1, 5), (1, 5)),
     "late_fusion": Method(lambda: jmeta.late_fusion(network()), SHOTS, (0, 5)),
+    "tip_adapter": Method(lambda: jmeta.tip_adapter(jmeta.identity(), aligned=True), SHOTS, (0, 5)),
+    "fused_cosine": Method(lambda: jmeta.fused_cosine(linear(), aligned=True), SHOTS, (0, 5), rate=3e-4),
     "am3": Method(lambda: jmeta.am3(network()), SHOTS, (0, 5)),
 }
 
@@ -129,7 +138,7 @@ def measured(file: Path, name: str, quick: bool, seed: int) -> dict[str, Any]:
     params, state = start.params, start.state
     if method.train is not None:
         steps = 10 if quick else 1000
-        optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+        optimizer = optax.adam(optax.cosine_decay_schedule(method.rate, steps))
         fitted = jmeta.fit(jax.random.key(seed), learner, source, optimizer=optimizer, steps=steps, tasks=1)
         params, state = fitted.params, fitted.state
     row: dict[str, Any] = {"seconds": time.monotonic() - begin, "ways": {}}

@@ -48,6 +48,7 @@ from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.feat import feat
+from jmeta.learners.fused_cosine import fused_cosine
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.label_propagation import label_propagation

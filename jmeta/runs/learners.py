@@ -9,6 +9,7 @@ from jmeta.learners.bd_cspn import bd_cspn
 from jmeta.learners.boil import boil
 from jmeta.learners.cavia import cavia
 from jmeta.learners.feat import feat
+from jmeta.learners.fused_cosine import fused_cosine
 from jmeta.learners.imaml import imaml
 from jmeta.learners.in_context import in_context
 from jmeta.learners.label_propagation import label_propagation
@@ -217,6 +218,14 @@ LEARNERS: Mapping[str, LearnerEntry] = {
     "late_fusion": LearnerEntry(
         late_fusion,
         "distances to images and to descriptions, fused by what descriptions are worth",
+        "jmeta",
+        embedding=True,
+        defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 5)},
+        descriptions=True,
+    ),
+    "fused_cosine": LearnerEntry(
+        fused_cosine,
+        "cosines with the examples and with the name of a class, fused; for embeddings of one space",
         "jmeta",
         embedding=True,
         defaults=_METRIC | {"train_ways": 10, "train_shots": (0, 5)},

@@ -142,6 +142,7 @@ def test_a_class_without_a_name_or_an_example_is_known_by_the_other():
         (jmeta.meta_baseline, {"temperature": 0.0}, "temperature is 0.0; give a positive number"),
         (jmeta.feat, {"balance_temperature": 0.0}, "balance_temperature is 0.0; give a positive number"),
         (jmeta.feat, {"dropout": 1.0}, "dropout is 1.0; give a share from 0 to below 1"),
+        (jmeta.fused_cosine, {"worth": 0.0}, "worth is 0.0; give a positive number"),
         (jmeta.tip_adapter, {"residual": 0.0}, "residual is 0.0; give a positive number"),
         (jmeta.tip_adapter, {"tuning_steps": -1}, "tuning_steps is -1; give 0 or more"),
     ],
@@ -157,3 +158,22 @@ def test_names_of_another_width_are_refused():
         jmeta.DataError, match=r"descriptions are of shape \[3, 4\], and embeddings 5 wide; give aligned"
     ):
         run(jmeta.tip_adapter(jmeta.identity(), aligned=True), x, y, names[:, :4], q)
+
+
+def test_fused_cosines_are_those_with_mean_and_name_through_one_network(float64):
+    x, y, names, q = task()
+    y[:2, 0], y[2, 1] = (0.0, 0.0), 0.0  # no shot, one and two
+    learner = jmeta.fused_cosine(jmeta.identity(), aligned=True, temperature=3.0, worth=0.5)
+    found = run(learner, x, y, names, q)[2]
+    count = y.sum(axis=0)
+    c, w = (1 - unit(q) @ unit(a).T for a in (y.T @ x / np.maximum(count, 1)[:, None] + 1e-30, names))
+    offset = (w - c)[:, 1:].mean(axis=1, keepdims=True)
+    expected = -3.0 * (count * c + 0.5 * (w - offset)) / (count + 0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    turned = jmeta.fused_cosine(
+        jmeta.linen(jmeta.MLP(outputs=None, hidden=())), aligned=True, temperature=3.0, worth=0.5
+    )
+    low = (a.astype(np.float32) for a in (x, y, names, q))
+    np.testing.assert_allclose(run(turned, *low)[2], expected, atol=1e-5)  # a turn of the space is none
+    with pytest.raises(jmeta.DataError, match=r"descriptions are of shape \[3, 4\] and inputs \[n, 5\]; give such"):
+        run(learner, x, y, names[:, :4], q)
