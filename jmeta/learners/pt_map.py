@@ -18,7 +18,7 @@ _TRANSPORT_STEPS = 1000  # at most, as in the authors' code
 
 
 def pt_map(
-    model: Model, *, power: Number = 0.5, sharpness: Number = 10.0, inference_steps: int = 20, speed: Number = 0.2
+    model: Model, *, power: Number = 1.0, sharpness: Number = 10.0, inference_steps: int = 20, speed: Number = 0.2
 ) -> MetaLearner:
     """PT-MAP: queries are transported to the classes, equally many to each, at the least cost; classes move to them.
 
@@ -29,7 +29,8 @@ def pt_map(
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width.
-        power: β, which makes features that are never negative, as of a ReLU, look more like a Gaussian; 1 leaves them.
+        power: β; ½ makes features of a pre-trained classifier that are never negative, as of a ReLU, look more like a
+            Gaussian. 1 leaves them as they are, which is better for an embedding that was trained by distances.
         sharpness: λ.
         inference_steps: how often classes move.
         speed: of the classes.
@@ -50,8 +51,8 @@ def pt_map(
     Reference: Hu, Gripon, Pateux 2021, "Leveraging the Feature Distribution in Transfer-based Few-Shot Learning",
     sections 3.2 and 3.3, https://arxiv.org/abs/2006.03806.
 
-    Differences from the paper: the embedding is trained on episodes, and not as a classifier of all training classes;
-    features below 0 keep their sign under the power.
+    Differences from the paper: the embedding is trained on episodes, and not as a classifier of all training classes,
+    for which β is ½ in the paper; features below 0 keep their sign under the power.
     """
     for name, value in (("power", power), ("sharpness", sharpness), ("speed", speed)):
         if violated(value > 0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta.data.clinc150 import load_clinc150
+from jmeta.data.clinc150 import load_clinc150, out_of_scope
 from jmeta.errors import ConfigError, DataError
 
 
@@ -44,6 +44,14 @@ def test_a_model_of_text_learns_from_it(small):
     source = jmeta.clinc150(split="train", ways=2, shots=(0, 2), queries=2, folder=small, descriptions="text")
     fitted = jmeta.fit(jax.random.key(0), learner, source, steps=2, tasks=2, log_every=2)
     assert np.isfinite(fitted.history[-1]["loss"])
+
+
+def test_utterances_out_of_scope_are_inputs_like_the_others(small):
+    outside = out_of_scope(split="test", folder=small)
+    task = jmeta.clinc150(split="train", ways=2, shots=1, queries=1, folder=small)
+    assert outside.shape[1:] == task.sample(jax.random.key(0), task.data).query.inputs.shape[1:]
+    assert len(outside) == 2 and (outside[0] != outside[1]).any()
+    np.testing.assert_array_equal(outside[0], jmeta.hashed_text(["what is love"], width=128)[0])
 
 
 def test_what_is_not_there_is_told(small, tmp_path_factory, monkeypatch):

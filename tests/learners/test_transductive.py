@@ -85,7 +85,7 @@ def test_pt_map_against_numpy(float64):
     c = means(a, y)
     for _ in range(20):
         c += 0.2 * (means(np.concatenate([a, b]), np.concatenate([y, plan(c)])) - c)
-    np.testing.assert_allclose(answer(jmeta.pt_map(jmeta.identity()), x, y, q), np.log(plan(c)), atol=1e-5)
+    np.testing.assert_allclose(answer(jmeta.pt_map(jmeta.identity(), power=0.5), x, y, q), np.log(plan(c)), atol=1e-5)
 
 
 def tim_loss(w, x, y, q):
@@ -162,13 +162,15 @@ def test_the_updates_of_laplacian_shot_lower_its_energy_to_a_fixed_point(float64
     logits = jnp.asarray(random.normal(size=(20, WAYS)))
     w = affinity(jnp.asarray(random.normal(size=(20, 2))), 3)
     np.testing.assert_array_equal(w, w.T)
-    energies = []
-    for steps in (0, 1, 2, 4, 8, 300):
-        y = jax.nn.softmax(propagated(logits, w, steps), axis=1)
-        energies.append(float(energy(y, logits, w)))
+    y = softmax(np.asarray(logits))
+    energies = [float(energy(jnp.asarray(y), logits, w))]
+    for _ in range(12):
+        y = softmax(np.asarray(logits) + np.asarray(w) @ y)
+        energies.append(float(energy(jnp.asarray(y), logits, w)))
     assert energies[-1] < energies[0] - 1e-3
     assert (np.diff(energies) <= 1e-9).all()
-    np.testing.assert_allclose(y, jax.nn.softmax(logits + w @ y, axis=1), atol=1e-9)
+    rest = softmax(np.asarray(propagated(logits, w, 300)))
+    np.testing.assert_allclose(rest, softmax(np.asarray(logits + w @ rest)), atol=1e-9)
 
 
 def test_label_propagation_against_numpy(float64):
@@ -225,6 +227,7 @@ def test_examples_without_a_label_are_part_of_the_graph():
 LEARNERS = (jmeta.tim, jmeta.pt_map, jmeta.bd_cspn, jmeta.laplacian_shot, jmeta.label_propagation, jmeta.soft_kmeans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LEARNERS, ids=lambda make: make.__name__)
 def test_a_class_without_an_example_is_never_the_answer(make):
     x, y, q = (part.astype(np.float32) for part in task())
