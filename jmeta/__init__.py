@@ -84,6 +84,7 @@ from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.efficientnet import EfficientNetLite0
+from jmeta.models.lora import lora
 from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.norms import BatchNorm, GroupNorm
