@@ -16,6 +16,8 @@ from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.data.stream import stream
 from jmeta.data.text import TokenIds, hashed_text, inverse_document_frequency
+from jmeta.data.tfds import benchmark, tfds
+from jmeta.data.varying import varying
 from jmeta.distances import (
     cosine,
     diagonal_mahalanobis,

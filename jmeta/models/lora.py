@@ -1,19 +1,19 @@
 """Low-rank changes of a network's kernels, so that an inner loop adapts few numbers (Hu et al. 2022)."""
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Literal
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Model, Params, State, check_model
 from jmeta.errors import ConfigError, ModelError
+from jmeta.models.convolution import conv_p
 
-_MERGED = "lora"  # also the name of the entry that holds the factors
+_NAME = "lora"  # of the entry that holds the factors
 
 
 def is_kernel(path: str) -> bool:
@@ -31,8 +31,9 @@ def lora(
     a matrix: `[inputs, outputs]` of a dense layer, `[height · width · inputs, outputs]` of a convolution; of three axes
     where the factors are smallest, so that those of attention are `[inputs, heads · features]` and back.
 
-    W + (α/r) A B is made where it is used, once in the forward and once in the backward pass, and not kept between;
-    under `vmap` over tasks, whose kernels then differ, convolutions are those of `jmeta.Conv`.
+    Where a dense layer or a convolution applies the kernel to x, it computes x W + (α/r) (x A) B, so that nothing of
+    the size of W belongs to a task: under `vmap` over tasks W is one, and the convolutions with A are those of
+    `jmeta.Conv`. Whatever else a network does with a kernel it does with W + (α/r) A B.
 
     Args:
         model: any `Model` whose parameters are nested dictionaries: of `jmeta.linen`, `jmeta.nnx` and `jmeta.haiku`;
@@ -78,11 +79,14 @@ def lora(
     def apply(
         key: Key[Array, ""], params: Params, state: State, inputs: PyTree, *, train: bool, **mask: Any
     ) -> tuple[PyTree, State]:
-        @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_anything_except_these_names(_MERGED))
-        def run(params: Params, state: State, inputs: PyTree) -> tuple[PyTree, State]:
-            return model.apply(key, _merged(params, scale), state, inputs, train=train, **mask)
+        def run(params: Params) -> tuple[PyTree, State]:
+            return model.apply(key, params, state, inputs, train=train, **mask)
 
-        return run(params, state, inputs)
+        kernels = _with_kernels(params, scale)
+        leaves, tree = jax.tree.flatten(kernels, is_leaf=lambda x: isinstance(x, _Kernel))
+        plain = jax.tree.unflatten(tree, [x.w if isinstance(x, _Kernel) else x for x in leaves])
+        program, shapes = jax.make_jaxpr(run, return_shape=True)(plain)
+        return jax.tree.unflatten(jax.tree.structure(shapes), _computed(program.jaxpr, program.consts, leaves))
 
     return Model(init, apply)
 
@@ -91,8 +95,8 @@ def _kernels(params: Params, chosen: Callable[[str], bool], path: str = "") -> l
     """The paths of the chosen leaves of nested dictionaries."""
     if not isinstance(params, Mapping):
         return [path] if chosen(path) else []
-    if _MERGED in params:
-        raise ModelError(f"the network has a part called {_MERGED!r} at {path or 'its root'}; give it another name.")
+    if _NAME in params:
+        raise ModelError(f"the network has a part called {_NAME!r} at {path or 'its root'}; give it another name.")
     return [
         found
         for name, part in params.items()
@@ -106,7 +110,7 @@ def _with_factors(params: Params, keys: Mapping[str, Key[Array, ""]], rank: int,
     below = {name: f"{path}/{name}" if path else str(name) for name in params}
     parts = {name: _with_factors(part, keys, rank, below[name]) for name, part in params.items()}
     own = {name: _factors(keys[at], at, params[name], rank) for name, at in below.items() if at in keys}
-    return {**parts, _MERGED: own} if own else parts
+    return {**parts, _NAME: own} if own else parts
 
 
 def _factors(key: Key[Array, ""], path: str, kernel: Float[Array, "..."], rank: int) -> dict[str, Array]:
@@ -127,12 +131,68 @@ def _factors(key: Key[Array, ""], path: str, kernel: Float[Array, "..."], rank: 
     return {"a": a, "b": jnp.zeros((rank, *shape[split:]), kernel.dtype)}
 
 
-def _merged(params: Params, scale: float) -> Params:
-    """The parameters of the network itself, W + (α/r) A B in place of W."""
+class _Kernel(NamedTuple):
+    """W + A B, of which the axes of B that are not its first are the last of W."""
+
+    w: Array
+    a: Array
+    b: Array
+
+
+def _with_kernels(params: Params, scale: float) -> Params:
+    """The parameters of the network itself, in which a kernel with factors is a `_Kernel`."""
     if not isinstance(params, Mapping):
         return params
-    parts = {name: _merged(part, scale) for name, part in params.items() if name != _MERGED}
-    for name, factors in params.get(_MERGED, {}).items():
-        change = scale * jnp.tensordot(factors["a"], factors["b"], 1)
-        parts[name] = checkpoint_name(parts[name] + change.astype(parts[name].dtype), _MERGED)
+    parts = {name: _with_kernels(part, scale) for name, part in params.items() if name != _NAME}
+    for name, factors in params.get(_NAME, {}).items():
+        parts[name] = _Kernel(parts[name], factors["a"], scale * factors["b"])
     return parts
+
+
+def _whole(x: Any) -> Any:
+    return x.w + jnp.tensordot(x.a, x.b, 1) if isinstance(x, _Kernel) else x
+
+
+def _computed(program: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """The outputs of a program of JAX, some of whose arguments are kernels."""
+    values = dict(zip([*program.constvars, *program.invars], [*constants, *arguments], strict=True))
+    for step in program.eqns:
+        operands = [x.val if isinstance(x, Literal) else values[x] for x in step.invars]
+        results = _of_factors(step, operands) if any(isinstance(x, _Kernel) for x in operands) else None
+        if results is None:
+            bound = step.primitive.get_bind_params(step.params)
+            functions, options = bound if isinstance(bound, tuple) else ((), bound)  # by the version of JAX
+            results = step.primitive.bind(*functions, *map(_whole, operands), **options)
+            results = results if step.primitive.multiple_results else [results]
+        values |= zip(step.outvars, results, strict=True)
+    return [_whole(x.val if isinstance(x, Literal) else values[x]) for x in program.outvars]
+
+
+def _of_factors(step: Any, operands: Sequence[Any]) -> list[Any] | None:
+    """What an operation makes of W, A and B, each by itself; None where it needs W + A B."""
+    name, kernel = step.primitive.name, operands[-1]
+    if name in ("pjit", "jit"):
+        return _computed(step.params["jaxpr"].jaxpr, step.params["jaxpr"].consts, operands)
+    if not isinstance(kernel, _Kernel) or any(isinstance(x, _Kernel) for x in operands[:-1]):
+        return None
+    own = kernel.b.ndim - 1  # so many axes of W are those of B
+    leading = kernel.w.ndim - own
+
+    def applied(w: Array, **options: Any) -> Array:
+        return step.primitive.bind(*operands[:-1], w, **{**step.params, **options})
+
+    if name == "convert_element_type":
+        return [_Kernel(*map(applied, kernel))]
+    if name == "reshape" and step.params["new_sizes"][-own:] == kernel.w.shape[-own:]:
+        shape = (*step.params["new_sizes"][:-own], kernel.a.shape[-1])
+        return [_Kernel(applied(kernel.w), kernel.a.reshape(shape), kernel.b)]
+    if name == "transpose" and step.params["permutation"][-own:] == tuple(range(leading, kernel.w.ndim)):
+        order = (*step.params["permutation"][:-own], leading)
+        return [_Kernel(applied(kernel.w), kernel.a.transpose(order), kernel.b)]
+    if name == "dot_general":
+        (_, summed), (_, paired) = step.params["dimension_numbers"]
+        if paired or sorted(summed) != list(range(leading)):
+            return None
+    elif name != conv_p.name or own != 1:
+        return None
+    return [applied(kernel.w) + jnp.tensordot(applied(kernel.a), kernel.b, 1)]

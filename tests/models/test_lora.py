@@ -41,6 +41,11 @@ def test_the_network_starts_as_it_was_and_each_kernel_has_a_change_of_its_rank()
     assert shapes[attention.format("query", "a")] == (8, 2) and shapes[attention.format("query", "b")] == (2, 2, 4)
     assert shapes[attention.format("out", "a")] == (2, 4, 2) and shapes[attention.format("out", "b")] == (2, 8)
     assert len(shapes) == 2 * 6
+    # a task of its own factors makes nothing of the size of a kernel
+    program = jax.make_jaxpr(lambda params: model.apply(jax.random.key(2), params, state, images, train=True))(params)
+    kernels = {leaf.shape for leaf in jax.tree.leaves(own) if leaf.ndim > 1}
+    made = [out.aval.shape for step in program.eqns if step.primitive.name == "add" for out in step.outvars]
+    assert made and not kernels & set(made)
 
     drawn = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     by_hand = {
