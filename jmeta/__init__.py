@@ -7,6 +7,7 @@ from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
+from jmeta.data.descriptions import Similar
 from jmeta.data.embeddings import from_embeddings
 from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder, read_images

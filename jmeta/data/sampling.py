@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, Num
 
 from jmeta.core import Examples, Task
+from jmeta.data.descriptions import Similar
 from jmeta.data.queries import apportioned
 from jmeta.data.unlabelled import Unlabelled, with_unlabelled
 from jmeta.inputs import as_seen
@@ -97,10 +98,26 @@ def episode_sampler(
             kept, classes = jnp.repeat(kept, more.rows), jnp.repeat(every, more.rows)
             added = Examples(inputs, (), mask=kept, classes=classes, rows=data.rows[rows])
             support = with_unlabelled(support, added)
-        told = jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions)
+        told = descriptions_of(transform, jax.random.fold_in(key, 8), data.descriptions, chosen, there)
         return Task(support._replace(descriptions=told), query)
 
     return sample
+
+
+def descriptions_of(
+    transform: Transform | None, key: Key[Array, ""], descriptions: Any, chosen: Int[Array, "ways"], there: Any
+) -> Any:
+    """The descriptions of the classes that are there; images of similar classes are seen and augmented as all are."""
+
+    def of_kind(kind: Any) -> Any:
+        own = jax.tree.map(lambda x: masked(x[chosen], there), kind)
+        if not isinstance(own, Similar):
+            return own
+        flat = as_seen(own.images.reshape(-1, *own.images.shape[2:]))
+        flat = flat if transform is None else transform(key, flat)
+        return own._replace(images=flat.reshape(*own.images.shape[:2], *flat.shape[1:]))
+
+    return jax.tree.map(of_kind, descriptions, is_leaf=lambda x: isinstance(x, Similar))
 
 
 def _rows_of(

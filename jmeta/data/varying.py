@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jmeta.core import Examples, Task, TaskSource
-from jmeta.data.sampling import EpisodeData, Transform, choose_classes, choose_rows, keep, masked, take
+from jmeta.data.sampling import EpisodeData, Transform, choose_classes, choose_rows, descriptions_of, keep, take
 from jmeta.errors import DataError
 
 _MOST_SHOTS = 100  # a class with more rows counts as one of so many
@@ -104,7 +104,7 @@ def _sampler(
             told = {"classes": chosen[column], "rows": data.rows[rows[part]]}
             return keep(Examples(inputs[part], targets, **told), kept)
 
-        told = jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions)
+        told = descriptions_of(transform, jax.random.fold_in(key, 8), data.descriptions, chosen, there)
         of_support = examples(slice(support), column, own)._replace(descriptions=told)
         return Task(of_support, examples(slice(support, None), q // queries, answerable))
 
