@@ -69,6 +69,8 @@ def test_the_description_is_the_mean_embedding_and_kinds_add_up_where_there_are_
     task = task_of({"horse": RELATED, "stripes": attributes}, shots=0, ways=6)
     params, state = learner.init(jax.random.key(0), task)
     np.testing.assert_array_equal(params["map"]["horse"], np.eye(2))
+    # a reader that makes something of nothing
+    params = {**params, "describe": jax.tree.map(lambda x: x + 0.1, params["describe"])}
     adapted = learner.adapt(jax.random.key(2), params, state, task.support)
     pooled = jnp.mean(task.support.descriptions["horse"].images.reshape(6, 2, 16), axis=2).mean(axis=1)
     only = learner.adapt(
