@@ -7,6 +7,7 @@ from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
+from jmeta.data.descriptions import Similar
 from jmeta.data.embeddings import from_embeddings
 from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder, read_images
@@ -16,6 +17,8 @@ from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
 from jmeta.data.stream import stream
 from jmeta.data.text import TokenIds, hashed_text, inverse_document_frequency
+from jmeta.data.tfds import benchmark, tfds
+from jmeta.data.varying import varying
 from jmeta.distances import (
     cosine,
     diagonal_mahalanobis,
@@ -85,6 +88,7 @@ from jmeta.metrics import auroc, harmonic_mean
 from jmeta.models.adapters import equinox, haiku, identity, linen, nnx
 from jmeta.models.convolution import Conv
 from jmeta.models.efficientnet import EfficientNetLite0
+from jmeta.models.lora import lora
 from jmeta.models.metric import with_metric
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.norms import BatchNorm, GroupNorm

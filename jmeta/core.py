@@ -29,9 +29,9 @@ class Examples(NamedTuple):
         targets: `[ways * shots, ways]` one-hot for classification, so that the shape carries the number of ways;
             `[shots, outputs]` for regression. A row of zeros is an example without a label, a column of zeros a class
             that has no example.
-        descriptions: side information of a support, `[ways, ...]`: attributes, an embedding or token ids of the text
-            that describes each class; zeros say nothing. A class without an example is known by its description alone,
-            which is zero-shot learning. Default: none.
+        descriptions: side information of a support, `[ways, ...]`: attributes, an embedding, token ids of the text
+            that describes each class, images of similar classes, or a dictionary of these; zeros say nothing. A class
+            without an example is known by its description alone, which is zero-shot learning. Default: none.
         mask: `[ways * shots]`, which rows are there; the others fill up the shape, so that tasks of different ways and
             shots share one compiled program, and change no answer: normalisation, losses, adaptation and metrics leave
             them away. Default: all are there.

@@ -25,8 +25,11 @@ from jmeta.core import (
     outputs_of,
     over_tasks,
 )
+from jmeta.data.descriptions import Similar
+from jmeta.data.sampling import masked
 from jmeta.errors import DataError, ModelError
 from jmeta.inputs import as_inputs
+from jmeta.masks import described
 
 
 def embedded(
@@ -48,10 +51,13 @@ def embedded(
       at test the averages normalise both.
     * statistics of the support, `"task_stats"`: the support sets them, and the queries are normalised by them.
 
+    Images of similar classes among the descriptions, `jmeta.Similar`, are seen as further rows of the support.
+
     Args:
         model: f_θ.
         init: `(key, task) -> (params, state)`.
-        adapt: `(key, params, state, support) -> Adapted`, where `support.inputs` are embeddings `[n, ...]`;
+        adapt: `(key, params, state, support) -> Adapted`, where `support.inputs` are embeddings `[n, ...]`, and those
+            of similar classes the mean of their embeddings, `Similar([ways, ...])`;
             `Adapted.params` is a tuple that begins with the `params` it was given.
         predict: `(key, adapted, embeddings) -> outputs`.
         loss: `(outputs, targets) -> scalar`.
@@ -102,8 +108,8 @@ def embedded(
 
     def answer(key: Key[Array, ""], params: Params, state: State, support: PyTree, train: bool) -> Adapted:
         embed_key, adapt_key = jax.random.split(key)
-        z, state = embeddings(embed_key, params, state, support, train)
-        return adapt(adapt_key, params, state, support._replace(inputs=z))
+        z, state = embeddings(embed_key, params, state, with_similar(support), train)
+        return adapt(adapt_key, params, state, with_embeddings(support, z))
 
     def whole_adapt(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         check_examples("support", support)
@@ -121,9 +127,10 @@ def embedded(
         support, query = task.support, task.query
         check_examples("support", support)
         if has_statistics(own(state), "batch_stats"):
-            z, state = embeddings(embed_key, params, state, _one_batch(support, query), train=True)
-            n = len(support.targets)
-            adapted = adapt(adapt_key, params, state, support._replace(inputs=z[:n]))
+            seen = with_similar(support)
+            z, state = embeddings(embed_key, params, state, _one_batch(seen, query), train=True)
+            n = len(jax.tree.leaves(seen.inputs)[0])
+            adapted = adapt(adapt_key, params, state, with_embeddings(support, z[:n]))
             z = z[n:]
         else:
             adapted = answer(adapt_key, params, state, support, train=True)
@@ -133,6 +140,48 @@ def embedded(
         return measured(loss, outputs, query), (adapted.state, adapted.info)
 
     return MetaLearner(checked_init, whole_adapt, whole_predict, over_tasks(one_task))
+
+
+def is_similar(x: Any) -> bool:
+    """Whether a description is images of similar classes, or their embedding."""
+    return isinstance(x, Similar)
+
+
+def _similar(support: Any) -> list[Similar]:
+    kinds = jax.tree.leaves(getattr(support, "descriptions", ()), is_leaf=is_similar)
+    return [kind for kind in kinds if is_similar(kind)]
+
+
+def with_similar(support: Any) -> Any:
+    """A support whose inputs, and mask, are followed by the images of similar classes, where it has some."""
+    similar = _similar(support)
+    if not similar:
+        return support
+    images = [kind.images.reshape(-1, *kind.images.shape[2:]) for kind in similar]
+    inputs = jnp.concatenate([support.inputs, *images])
+    if isinstance(support.mask, tuple):
+        return support._replace(inputs=inputs)
+    told = [jnp.repeat(described(kind), kind.images.shape[1]) for kind in similar]
+    return support._replace(inputs=inputs, mask=jnp.concatenate([support.mask, *told]))
+
+
+def with_embeddings(support: Any, z: PyTree) -> Any:
+    """The support with the embeddings of the rows of `with_similar` in the place of its inputs and those images."""
+    if not _similar(support):
+        return support._replace(inputs=z)
+    place = len(support.targets)
+    inputs = z[:place]
+
+    def pooled(kind: Any) -> Any:
+        nonlocal place
+        if not is_similar(kind):
+            return kind
+        ways, n = kind.images.shape[:2]
+        own, place = z[place : place + ways * n], place + ways * n
+        mean = own.reshape(ways, n, *own.shape[1:]).mean(axis=1)
+        return kind._replace(images=masked(mean, described(kind)))
+
+    return support._replace(inputs=inputs, descriptions=jax.tree.map(pooled, support.descriptions, is_leaf=is_similar))
 
 
 def at_test(model: Model) -> Model:
@@ -203,6 +252,6 @@ def _one_batch(support: Any, query: Any) -> Examples:
     masks = [getattr(examples, "mask", ()) for examples in (support, query)]
     if all(isinstance(mask, tuple) for mask in masks):
         return Examples(inputs, ())
-    rows = [jnp.ones(len(examples.targets), bool) for examples in (support, query)]
+    rows = [jnp.ones(len(jax.tree.leaves(examples.inputs)[0]), bool) for examples in (support, query)]
     known = [row if isinstance(mask, tuple) else mask for mask, row in zip(masks, rows, strict=True)]
     return Examples(inputs, (), mask=jnp.concatenate(known))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jmeta.data.descriptions import kinds_of
 from jmeta.errors import DataError
 
 
@@ -27,9 +28,11 @@ def rows_there(examples: Any) -> Bool[Array, "n"]:
 
 
 def described(descriptions: PyTree) -> Bool[Array, "ways"]:
-    """Which classes have a description, one that is not all zeros: `[ways, ...] -> [ways]`."""
-    (descriptions,) = jax.tree.leaves(descriptions)  # an array, or the token ids in `jmeta.TokenIds`
-    return descriptions.reshape(descriptions.shape[0], -1).any(axis=1)
+    """Which classes have a description, one of any kind that is not all zeros: `[ways, ...] -> [ways]`."""
+    if kinds := kinds_of(descriptions):
+        return jnp.stack([described(kind) for kind in kinds.values()]).any(axis=0)
+    first = jax.tree.leaves(descriptions)[0]  # an array, the token ids in `TokenIds`, the images in `Similar`
+    return first.reshape(first.shape[0], -1).any(axis=1)
 
 
 def only(present: Bool[Array, "ways"], outputs: Float[Array, "n ways"]) -> Float[Array, "n ways"]:

@@ -63,7 +63,7 @@ def test_the_examples_of_the_how_to_page_run_one_after_the_other(tmp_path, monke
     assert len(runs) >= len(blocks) - 3 >= 6
     for block in runs:
         block = re.sub(r"\bsteps=2000", "steps=2", re.sub(r"\bsteps=[14]000", "steps=4", block))
-        block = re.sub(r"jmeta\.Conv4\(outputs=5\)", "jmeta.MLP(outputs=5)", block)
+        block = re.sub(r"jmeta\.Conv4\(outputs=5\)", "jmeta.MLP(outputs=5)", block).replace("Conv_0", "Dense_0")
         block = block.replace("episodes=200", "episodes=2").replace("test)", "test, episodes=2)")
         names["pretrained"] = names["fitted"].params if "fitted" in names else {}
         names["validation"] = names.get("test")

@@ -1,29 +1,98 @@
-"""What describes classes: attributes, an embedding, or the token ids of a text."""
+"""What describes classes: attributes, an embedding, the token ids of a text, images of similar classes, or several."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jmeta.data.text import TokenIds
 from jmeta.errors import DataError
-
-Descriptions = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds
-
-
-def checked_descriptions(
-    descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()
-) -> Array | TokenIds:
-    """One description for each class as an array `[classes, ...]`; `DataError` unless there is, all of one width."""
-    if isinstance(descriptions, TokenIds):
-        return TokenIds(_checked(descriptions.ids, classes, names, np.dtype(np.int32)))
-    return _checked(descriptions, classes, names, np.dtype(np.float32))
+from jmeta.inputs import stored
 
 
-def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype: np.dtype) -> Array:
+class Similar(NamedTuple):
+    """Descriptions of classes that are images of known, related classes: a zebra looks like a horse.
+
+    The network that embeds the examples of a task embeds these images too, and the mean of each class's is what a
+    learner reads; `jmeta.embedded` puts it in their place.
+
+    Args:
+        images: `[classes, n, ...]`, n inputs for each class, as the examples are; zeros say nothing. For
+            `jmeta.from_arrays` it may be a mapping from each label to its images.
+        of: `[classes]`, numbers of the related classes, by which `jmeta.late_fusion` divides descriptions into folds.
+            Default: each class has others.
+
+    Example:
+        >>> import jmeta, numpy as np
+        >>> horses, snow = np.ones((2, 3, 28, 28, 1))
+        >>> source = jmeta.from_arrays(
+        ...     np.ones((40, 28, 28, 1)), np.repeat([0, 1], 20), ways=2, shots=0,
+        ...     descriptions={"similar": jmeta.Similar(np.stack([horses, horses])), "attributes": np.eye(2)},
+        ... )
+        >>> source.data.descriptions["similar"].images.shape
+        (2, 3, 28, 28, 1)
+    """
+
+    images: Any
+    of: Any = ()
+
+
+Kind = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds | Similar
+Descriptions = Kind | Mapping[str, Kind]
+
+
+def kinds_of(descriptions: Any) -> Mapping[str, Any] | None:
+    """The kinds of descriptions by name, where there are several; None where there is one."""
+    named = isinstance(descriptions, Mapping) and all(isinstance(name, str) for name in descriptions)
+    return descriptions if named and descriptions else None
+
+
+def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()) -> Any:
+    """One description for each class as arrays `[classes, ...]`; `DataError` unless there is, all of one width."""
     called = [repr(name) for name in names] or [str(label) for label in classes]
+    kinds = kinds_of(descriptions)
+    found = {name: _checked_kind(kind, classes, called) for name, kind in (kinds or {"": descriptions}).items()}
+    shared = any(isinstance(kind, Similar) for kind in found.values())  # several classes may be similar to one
+    _tell_apart([jax.tree.leaves(kind)[0] for kind in found.values()], called, shared)
+    return found if kinds else found[""]
+
+
+def of_classes(kept: Sequence[bool] | np.ndarray, descriptions: Any) -> Any:
+    """The descriptions of some classes; a mapping by label stays, as it serves all."""
+    kinds = kinds_of(descriptions)
+    if kinds:
+        return {name: of_classes(kept, kind) for name, kind in kinds.items()}
+    if isinstance(descriptions, TokenIds | Similar):
+        return type(descriptions)(*(of_classes(kept, part) for part in descriptions))
+    if descriptions is None or isinstance(descriptions, Mapping) or len(descriptions) == 0:
+        return descriptions
+    if len(descriptions) != len(kept):
+        raise DataError(f"there are {len(descriptions)} descriptions but {len(kept)} classes; give one for each class.")
+    return [one for one, wanted in zip(descriptions, kept, strict=True) if wanted]
+
+
+def _checked_kind(kind: Any, classes: np.ndarray, called: Sequence[str]) -> Any:
+    if isinstance(kind, TokenIds):
+        return TokenIds(_checked(kind.ids, classes, called, np.dtype(np.int32)))
+    if isinstance(kind, Similar):
+        images = stored(_stacked(kind.images, classes, called))
+        if not np.isfinite(images).all():
+            raise DataError("images of similar classes are not finite; remove or repair NaN and infinite values.")
+        of = np.arange(len(classes)) if isinstance(kind.of, tuple) else np.asarray(kind.of)
+        if images.ndim < 3 or of.shape != (len(classes),):
+            raise DataError(
+                f"images of similar classes are {list(images.shape)}, of the classes {list(of.shape)}; give "
+                "[classes, n, ...], n inputs for each class, and one number for each class."
+            )
+        return Similar(jnp.asarray(images), jnp.asarray(of, jnp.int32))
+    return _checked(kind, classes, called, np.dtype(np.float32))
+
+
+def _stacked(descriptions: Any, classes: np.ndarray, called: Sequence[str]) -> np.ndarray:
+    """One of equal shape for each class."""
     if isinstance(descriptions, Mapping):
         missing = [name for name, label in zip(called, classes.tolist(), strict=True) if label not in descriptions]
         if missing:
@@ -40,7 +109,11 @@ def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype
                 f"the description of class {name} has shape {list(shape)}, that of {called[0]} {list(shapes[0])}; give "
                 "vectors of one width."
             )
-    array = np.stack([np.asarray(one) for one in descriptions])
+    return np.stack([np.asarray(one) for one in descriptions])
+
+
+def _checked(descriptions: Any, classes: np.ndarray, called: Sequence[str], dtype: np.dtype) -> Array:
+    array = _stacked(descriptions, classes, called)
     if array.dtype.kind not in "buif" and array.dtype != jnp.bfloat16:
         raise DataError(
             f"descriptions are {array.dtype}; make numbers of them: jmeta.TokenIds(jmeta.hashed_text(texts)) for text."
@@ -53,12 +126,20 @@ def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype
     if dtype == np.int32 and (array.dtype.kind not in "ui" or array.min() < 0):
         raise DataError(f"token ids are {array.dtype} from {array.min()}; jmeta.hashed_text(texts) makes them.")
     array = array.astype(dtype)
-    flat = array.reshape(len(array), -1)
-    for name, row in zip(called, flat, strict=True):
+    for name, row in zip(called, array.reshape(len(array), -1), strict=True):
         if not np.isfinite(row).all():
             raise DataError(f"the description of class {name} is not finite; remove or repair NaN and infinite values.")
+    return jnp.asarray(array)
+
+
+def _tell_apart(kinds: Sequence[Array], called: Sequence[str], shared: bool) -> None:
+    """That each class has a description, of whatever kind, and unless they are shared one of its own."""
+    flat = np.concatenate([np.asarray(kind).reshape(len(called), -1) for kind in kinds], axis=1)
+    for name, row in zip(called, flat, strict=True):
         if not row.any():
             raise DataError(f"the description of class {name} is all zeros, which says nothing; describe it.")
+    if shared:
+        return
     _, first, inverse = np.unique(flat, axis=0, return_index=True, return_inverse=True)
     for i, j in enumerate(first[inverse.reshape(-1)]):
         if i != j:
@@ -66,4 +147,3 @@ def _checked(descriptions: Any, classes: np.ndarray, names: Sequence[str], dtype
                 f"classes {called[j]} and {called[i]} have the same description; describe what tells them apart, "
                 "or make one class of them."
             )
-    return jnp.asarray(array)

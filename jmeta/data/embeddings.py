@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jmeta.core import TaskSource
-from jmeta.data.descriptions import Descriptions
+from jmeta.data.descriptions import Descriptions, of_classes
 from jmeta.data.episodes import Size, from_arrays
 from jmeta.data.labelled import read_archive
 from jmeta.errors import DataError
@@ -108,8 +108,7 @@ def _of_file(
     if split not in found.division:
         there = f"it has {', '.join(found.division)}" if found.division else "it has none"
         raise DataError(f"{path} has no split {split!r}: {there}; choose another, or leave it away.")
-    chosen = [i for i, name in enumerate(found.names) if name in set(found.division[split])]
-    rows = np.isin(found.labels, chosen)
-    if described is not None:
-        described = [described[i] for i in chosen]
+    kept = np.isin(found.names, list(found.division[split]))
+    chosen = np.flatnonzero(kept).tolist()
+    rows, described = np.isin(found.labels, chosen), of_classes(kept, described)
     return found.inputs[rows], found.labels[rows], described, [names[i] for i in chosen]

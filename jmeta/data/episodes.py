@@ -1,6 +1,6 @@
 """N-way K-shot episodes from arrays, sampled on the device inside the compiled step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jmeta.core import TaskSource
-from jmeta.data.descriptions import Descriptions, checked_descriptions
+from jmeta.data.descriptions import Descriptions, checked_descriptions, of_classes
 from jmeta.data.queries import check_balance
 from jmeta.data.sampling import EpisodeData, Transform, batch_sampler, episode_sampler
-from jmeta.data.text import TokenIds
 from jmeta.data.unlabelled import Unlabelled
 from jmeta.errors import ConfigError, DataError
 from jmeta.inputs import as_array, stored
@@ -57,8 +56,9 @@ def from_arrays(
         queries: query examples a class, or `(least, most)`.
         names: the name of each class, in the order of the sorted distinct labels.
         descriptions: `[classes, ...]` in the same order, or a mapping from each label to its description: attributes
-            or an embedding, which become float32, or the token ids of a text, which
-            `jmeta.TokenIds(jmeta.hashed_text(texts))` marks as such.
+            or an embedding, which become float32, the token ids of a text, which
+            `jmeta.TokenIds(jmeta.hashed_text(texts))` marks as such, or images of similar classes, `jmeta.Similar`. A
+            dictionary of names gives several kinds that work together; each may be zeros where it says nothing.
         families: `[classes]`, a family for each class in the same order; an episode then draws its classes from one
             family, uniform over the families that have at least `ways` classes. Default: one family.
         transform: `(key, inputs [n, ...]) -> inputs`, applied on the device to the rows of an episode (augmentation).
@@ -189,15 +189,19 @@ def _without_small(
             raise DataError(f"there are {len(given)} {what} but {len(classes)} classes; give one for each class.")
 
     def of_large(given: Any) -> Any:
-        if given is None or isinstance(given, Mapping) or len(given) == 0:
+        if given is None or len(given) == 0:
             return given
-        if len(given) != len(classes):
-            raise DataError(f"there are {len(given)} descriptions but {len(classes)} classes; give one for each class.")
         return [one for one, kept in zip(given, large, strict=True) if kept]
 
-    told = TokenIds(of_large(descriptions.ids)) if isinstance(descriptions, TokenIds) else of_large(descriptions)
     order = order[np.isin(labels[order], classes[large])]
-    return labels, order, of_large(names), told, of_large(families), {"dropped": int((~large).sum())}
+    return (
+        labels,
+        order,
+        of_large(names),
+        of_classes(large, descriptions),
+        of_large(families),
+        {"dropped": int((~large).sum())},
+    )
 
 
 def span(name: str, size: Any) -> tuple[int, int]:

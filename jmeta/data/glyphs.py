@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,14 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 
 from jmeta.core import TaskSource
 from jmeta.data.cache import cached
+from jmeta.data.descriptions import Similar
 from jmeta.data.episodes import Size, from_arrays
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
-DESCRIPTIONS = ("attributes", "text")
+KINDS = ("attributes", "text", "similar")
+DESCRIPTIONS = (*KINDS, "similar+attributes")
 
 FORMAT = 1  # raise it when the code that renders changes, so that old cache files are left alone
 FACES = (
@@ -33,6 +35,7 @@ FACES = (
 )
 ASCII_FACES = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "cmmi10")  # their charmaps are wrong beyond ASCII
 LEAST_FACES = 12
+SIMILAR = 4  # faces of each similar character
 SIZE, CAP_HEIGHT, BASELINE = 28, 12, 20  # pixels; every glyph then fits with a margin
 LOOK_ALIKE = 0.01  # of the ink; a capital U with breve and one with caron differ by more
 LARGE_FAMILY, LEAST_MEMBERS = 15, 5
@@ -84,7 +87,9 @@ def glyphs(
         queries: query examples a class.
         confusable: draw all classes of an episode from one family, a base letter with its diacritics.
         descriptions: what describes each class in the support, made of its Unicode name: `"attributes"`, see
-            `glyph_attributes`, or `"text"`, the hashed n-grams of the name, see `jmeta.hashed_text`.
+            `glyph_attributes`, `"text"`, the hashed n-grams of the name, see `jmeta.hashed_text`, or `"similar"`,
+            images of two characters of training, see `relatives`; several with a plus between them, as
+            `"similar+attributes"`.
         batch: instead of an episode, this many images of all classes at once, see `from_arrays`.
         query_balance: the concentration of the classes' shares of the queries, see `from_arrays`. Default: all alike.
         unlabelled: examples a class without a label in the support, see `from_arrays`.
@@ -109,7 +114,7 @@ def glyphs(
     """
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; choose one of {', '.join(SPLITS)}.")
-    if descriptions is not None and descriptions not in DESCRIPTIONS:
+    if descriptions is not None and not set(descriptions.split("+")) <= set(KINDS):
         raise ConfigError(f"descriptions is {descriptions!r}; choose one of {', '.join(DESCRIPTIONS)}, or None.")
 
     def most(size: Size) -> int:
@@ -120,11 +125,6 @@ def glyphs(
     asked = queries if query_balance is None else queries * most(ways)  # one class may have all of them
     examples = max(1, most(shots)) + unlabelled + asked
     repeats = np.maximum(1, -(-examples // np.bincount(data.labels)))
-    described = None
-    if descriptions == "attributes":
-        described = glyph_attributes(data.names)[mine]
-    elif descriptions == "text":
-        described = TokenIds(hashed_text(data.names)[mine])
     rows = np.repeat(np.arange(len(data.labels)), np.where(mine, repeats, 0)[data.labels])
     return from_arrays(
         data.images[rows],
@@ -134,7 +134,7 @@ def glyphs(
         queries=queries,
         names=[name for name, chosen in zip(data.names, mine, strict=True) if chosen],
         families=data.families[mine] if confusable else None,
-        descriptions=described,
+        descriptions=None if descriptions is None else _described(data, descriptions.split("+"), mine),
         transform=warp,
         batch=batch,
         query_balance=query_balance,
@@ -185,6 +185,57 @@ def _attributes(name: str) -> set[str]:
         *(f"word {word}" for word in (*rest, *(word for mark in marks for word in mark.split()))),
         *(f"marked {case} {mark}" for mark in marks),
     } | ({"plain"} if not marks else set())
+
+
+def _described(data: Glyphs, kinds: Sequence[str], mine: np.ndarray) -> Any:
+    """The descriptions of the classes of one split; a dictionary of several kinds, or of two similar characters."""
+    found: dict[str, Any] = {}
+    if "attributes" in kinds:
+        found["attributes"] = glyph_attributes(data.names)[mine]
+    if "text" in kinds:
+        found["text"] = TokenIds(hashed_text(data.names)[mine])
+    if "similar" in kinds:
+        first, count = np.unique(data.labels, return_index=True, return_counts=True)[1:]
+        for name, other in relatives(data).items():
+            faces = first[other, None] + np.linspace(0, count[other] - 1, SIMILAR, axis=1).astype(int)
+            images = data.images[faces] * (other >= 0)[:, None, None, None, None].astype(np.uint8)
+            found[name] = Similar(images[mine], other[mine] + 1)
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def relatives(data: Glyphs) -> dict[str, Int[np.ndarray, "classes"]]:
+    """For each character two similar ones of training that are not itself: one of its base, and one with its marks.
+
+    The first shares most of script, case and base letter, and has the fewest marks; the second shares most marks, has
+    the fewest others, and another base.
+
+    Args:
+        data: of `load_glyphs`.
+
+    Returns:
+        The number of a class for each under `"base"` and `"mark"`, -1 where no character shares a mark.
+
+    Example:
+        >>> from jmeta.data.glyphs import load_glyphs, relatives
+        >>> data = load_glyphs()
+        >>> other = relatives(data)["mark"][data.names.index("LATIN CAPITAL LETTER A WITH GRAVE")]
+        >>> "WITH GRAVE" in data.names[other]
+        True
+    """
+    sets = [_attributes(name) for name in data.names]
+    index = {name: i for i, name in enumerate(sorted(set.union(*sets)))}
+    table = np.zeros((len(sets), len(index)), np.float32)  # counts are exact, and sums of products quick
+    for row, attributes in zip(table, sets, strict=True):
+        row[[index[attribute] for attribute in attributes]] = 1
+    of_marks = np.asarray([name.startswith(("mark ", "marked ")) for name in index])
+    base, marks = table[:, ~of_marks], table[:, of_marks]
+    few = marks.sum(axis=1)[None]
+    unknown = np.eye(len(sets), dtype=bool) | (data.splits != 0)[None]
+    alike, marked = base @ base.T, marks @ marks.T
+    by_base = np.where(unknown, -1, 100 * alike - few + 100).argmax(axis=1)
+    other_base = unknown | (data.families[:, None] == data.families[None])
+    by_mark = np.where(other_base | (marked == 0), -1, 10_000 * marked - 100 * few + alike)
+    return {"base": by_base, "mark": np.where(by_mark.max(axis=1) < 0, -1, by_mark.argmax(axis=1))}
 
 
 def warp(

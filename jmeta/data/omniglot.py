@@ -1,8 +1,6 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn by 20 people."""
 
 import io
-import json
-import os
 import zlib
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from jmeta.core import TaskSource
 from jmeta.data.cache import cached
 from jmeta.data.episodes import from_arrays
+from jmeta.data.prepared import prepared
 from jmeta.errors import ConfigError, DataError
 
 CHARACTERS = 1623
@@ -116,19 +115,7 @@ def _characters(split: str, protocol: str, seed: int) -> np.ndarray:
 
 
 def _prepared(folder: str | Path | None) -> Path:
-    """The folder of the newest version that tensorflow-datasets prepared; looking first spares minutes of retries."""
-    usual = [os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
-    folders = [Path(place).expanduser() for place in (usual if folder is None else [folder]) if place]
-    for place in folders:
-        found = {file.parent: json.loads(file.read_bytes()) for file in place.glob("omniglot/*/dataset_info.json")}
-        readable = [path for path, about in found.items() if about.get("fileFormat") == "array_record"]
-        if readable:
-            return max(readable, key=lambda path: [int(part) for part in path.name.split(".")])
-    raise DataError(
-        f"Omniglot is not prepared as array_record in {' or '.join(map(str, folders))}; set TFDS_DATA_DIR to the "
-        "folder that holds omniglot/, or prepare it once, with TensorFlow installed, by "
-        "python -c \"import tensorflow_datasets as tfds; tfds.data_source('omniglot')\"."
-    )
+    return prepared("omniglot", folder, "Omniglot")
 
 
 def _load(prepared: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

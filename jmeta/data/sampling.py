@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, Num
 
 from jmeta.core import Examples, Task
+from jmeta.data.descriptions import Similar
 from jmeta.data.queries import apportioned
 from jmeta.data.unlabelled import Unlabelled, with_unlabelled
 from jmeta.inputs import as_seen
@@ -60,7 +61,7 @@ def episode_sampler(
 
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         class_key, row_key, transform_key = jax.random.split(key, 3)
-        every = _choose_classes(class_key, data, ways_ + more.classes)
+        every = choose_classes(class_key, data, ways_ + more.classes)
         chosen = every[:ways_]
         rows = _rows_of(row_key, data, chosen, most, labelled + asked)
         rows = jnp.sort(rows, axis=1) if ordered else rows
@@ -75,7 +76,7 @@ def episode_sampler(
             place, answerable = apportioned(balance_key, balance, room, there, queries_, asked)
             column, asked_rows = place // asked, rows[:, slots:].reshape(-1)[place]
             rows = jnp.concatenate([rows[:, :slots], asked_rows.reshape(ways_, queries_)], axis=1)
-        inputs = _take(transform, transform_key, data, rows.reshape(-1))
+        inputs = take(transform, transform_key, data, rows.reshape(-1))
         inputs = inputs.reshape(ways_, slots + queries_, *inputs.shape[1:])
         own = jnp.repeat(jnp.arange(ways_), slots)
         support = _examples(inputs[:, :slots], chosen, own, data.rows[rows[:, :slots]])
@@ -92,15 +93,31 @@ def episode_sampler(
         if more.rows:
             others = _rows_of(jax.random.fold_in(key, 6), data, every[ways_:], most, more.rows)
             rows = jnp.concatenate([free, others]).reshape(-1)
-            inputs = _take(transform, jax.random.fold_in(key, 7), data, rows)
+            inputs = take(transform, jax.random.fold_in(key, 7), data, rows)
             kept = jnp.concatenate([there, jnp.ones(more.classes, bool)])
             kept, classes = jnp.repeat(kept, more.rows), jnp.repeat(every, more.rows)
             added = Examples(inputs, (), mask=kept, classes=classes, rows=data.rows[rows])
             support = with_unlabelled(support, added)
-        told = jax.tree.map(lambda x: masked(x[chosen], there), data.descriptions)
+        told = descriptions_of(transform, jax.random.fold_in(key, 8), data.descriptions, chosen, there)
         return Task(support._replace(descriptions=told), query)
 
     return sample
+
+
+def descriptions_of(
+    transform: Transform | None, key: Key[Array, ""], descriptions: Any, chosen: Int[Array, "ways"], there: Any
+) -> Any:
+    """The descriptions of the classes that are there; images of similar classes are seen and augmented as all are."""
+
+    def of_kind(kind: Any) -> Any:
+        own = jax.tree.map(lambda x: masked(x[chosen], there), kind)
+        if not isinstance(own, Similar):
+            return own
+        flat = as_seen(own.images.reshape(-1, *own.images.shape[2:]))
+        flat = flat if transform is None else transform(key, flat)
+        return own._replace(images=flat.reshape(*own.images.shape[:2], *flat.shape[1:]))
+
+    return jax.tree.map(of_kind, descriptions, is_leaf=lambda x: isinstance(x, Similar))
 
 
 def _rows_of(
@@ -118,7 +135,7 @@ def batch_sampler(batch: int, transform: Transform | None) -> Callable[[Key[Arra
     def sample(key: Key[Array, ""], data: EpisodeData) -> Task:
         row_key, transform_key = jax.random.split(key)
         rows = jax.random.randint(row_key, (batch,), 0, len(data.inputs))
-        inputs = _take(transform, transform_key, data, rows)
+        inputs = take(transform, transform_key, data, rows)
         labels = (jnp.searchsorted(data.first, rows, side="right") - 1).astype(jnp.int32)
         targets = jax.nn.one_hot(labels, len(data.first), dtype=jnp.float32)
         return Task((), Examples(inputs, targets, classes=labels, rows=data.rows[rows]))
@@ -126,14 +143,16 @@ def batch_sampler(batch: int, transform: Transform | None) -> Callable[[Key[Arra
     return sample
 
 
-def _take(
+def take(
     transform: Transform | None, key: Key[Array, ""], data: EpisodeData, rows: Int[Array, "n"]
 ) -> Num[Array, "n ..."]:
+    """The inputs of rows, as a network sees them."""
     inputs = as_seen(data.inputs[rows])
     return inputs if transform is None else transform(key, inputs)
 
 
-def _choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Array, "ways"]:
+def choose_classes(key: Key[Array, ""], data: EpisodeData, ways: int) -> Int[Array, "ways"]:
+    """Classes of one family, without replacement, in random order."""
     family_key, class_key = jax.random.split(key)
     family = jax.random.choice(family_key, data.families)
     score = jnp.where(data.family == family, jax.random.uniform(class_key, data.first.shape), -1.0)

@@ -11,7 +11,7 @@ from jmeta.distances import squared_euclidean
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Classes, Distance, nearest, prototypes
-from jmeta.learners.zero_shot import Hidden, init_towers, read_descriptions
+from jmeta.learners.zero_shot import Describe, Hidden, init_towers, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, shots
 from jmeta.models.adapters import linen
@@ -20,7 +20,7 @@ from jmeta.models.adapters import linen
 def am3(
     model: Model,
     *,
-    describe: Model | None = None,
+    describe: Describe = None,
     gate: Model | None = None,
     dropout: float = 0.0,
     distance: Distance = squared_euclidean,
@@ -73,9 +73,10 @@ def am3(
         return jnp.concatenate([w, jnp.log1p(shots(targets))[:, None]], axis=1)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        towers_key, gate_key, read_key = jax.random.split(key, 3)
+        towers_key, gate_key, _ = jax.random.split(key, 3)
         params, state = init_towers(model, describe, towers_key, task)
-        w, _ = read_descriptions(describe, read_key, params, state, task.support, train=False)
+        linear = jax.tree.leaves(params["map"])[0]
+        w = jnp.zeros((task.support.targets.shape[-1], linear.shape[-1]), linear.dtype)
         gate_params, gate_state = gate.init(gate_key, gate_inputs(w, task.support.targets))
         return {**params, "gate": gate_params}, {**state, "gate": gate_state}
 

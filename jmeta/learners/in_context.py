@@ -10,13 +10,13 @@ from jmeta.distances import unit
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
 from jmeta.learners.matching import label_attention
-from jmeta.learners.zero_shot import init_towers, read_descriptions
+from jmeta.learners.zero_shot import Describe, init_towers, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described
 
 
 def in_context(
-    model: Model, *, layers: int = 2, heads: int = 4, describe: Model | None = None, descriptions: bool = False
+    model: Model, *, layers: int = 2, heads: int = 4, describe: Describe = None, descriptions: bool = False
 ) -> MetaLearner:
     """A transformer that learns a task by reading it: no gradient step, no class mean.
 

@@ -1,6 +1,6 @@
 """Late fusion of images and descriptions, with a weight learned on descriptions that were not learned."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task
+from jmeta.data.descriptions import kinds_of
 from jmeta.distances import squared_euclidean
-from jmeta.embedding import embedded
+from jmeta.embedding import embedded, is_similar
 from jmeta.errors import ConfigError
 from jmeta.learners.prototypical import Distance, prototypes
-from jmeta.learners.zero_shot import init_reader, read_descriptions
+from jmeta.learners.zero_shot import Describe, init_reader, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
 
@@ -40,7 +41,7 @@ class Evidence(NamedTuple):
 
 
 def late_fusion(
-    model: Model, *, describe: Model | None = None, folds: int = 4, distance: Distance = squared_euclidean
+    model: Model, *, describe: Describe = None, folds: int = 4, distance: Distance = squared_euclidean
 ) -> MetaLearner:
     """Distances to images and to descriptions, fused: a description is worth β shots, and β is cross-fitted.
 
@@ -107,12 +108,17 @@ def late_fusion(
         return start, {"model": state, "readers": reader_state}
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
+        def taught(kind: Any) -> Any:
+            return kind._replace(images=_scale_gradient(kind.images, _worth(params))) if is_similar(kind) else kind
+
+        told = jax.tree.map(taught, support.descriptions, is_leaf=is_similar)
+
         def read(key: Array, params: Params, state: State) -> tuple[Array, State]:
-            return read_descriptions(describe, key, params, state, support, train=True)
+            return read_descriptions(describe, key, params, state, support._replace(descriptions=told), train=True)
 
         w, reader_state = jax.vmap(read)(jax.random.split(key, folds + 1), params["readers"], state["readers"])
-        told, fold = described(support.descriptions), fold_of(support.descriptions, folds)
-        learned = (params, prototypes(support.inputs, support.targets), w, shots(support.targets), told, fold)
+        known, fold = described(support.descriptions), fold_of(support.descriptions, folds)
+        learned = (params, prototypes(support.inputs, support.targets), w, shots(support.targets), known, fold)
         return Adapted(learned, {**state, "readers": reader_state}, {"worth": _worth(params)})
 
     def evidence(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Evidence:
@@ -192,9 +198,11 @@ def standardised(distances: Float[Array, "queries ways"], known: Bool[Array, "wa
 
 def fold_of(descriptions: PyTree, folds: int) -> Int[Array, "ways"]:
     """A number below `folds` for each description, the same for the same description: `[ways, ...] -> [ways]`."""
-    (x,) = jax.tree.leaves(descriptions)
-    x = x.reshape(len(x), -1).astype(jnp.float32) + 0.0  # of the two zeros one remains
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    kinds = kinds_of(descriptions) or {"": descriptions}
+    # of similar classes which they are: their images are drawn anew, and embedded by what is learned
+    leaves = [kind.of if is_similar(kind) else jax.tree.leaves(kind)[0] for _, kind in sorted(kinds.items())]
+    x = jnp.concatenate([leaf.reshape(len(leaf), -1).astype(jnp.float32) for leaf in leaves], axis=1)
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # of the two zeros one remains
     odd = np.random.default_rng(0).integers(2**31, size=x.shape[1], dtype=np.uint32) * 2 + 1
     mixed = (bits ^ (bits >> 16)) * jnp.asarray(odd)[None]
     total = (mixed ^ (mixed >> 15)).sum(axis=1, dtype=jnp.uint32) * jnp.uint32(0x9E3779B1)

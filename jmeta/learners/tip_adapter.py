@@ -14,7 +14,7 @@ from jmeta.embedding import embedded
 from jmeta.errors import ConfigError, DataError
 from jmeta.hyperparameters import Number, violated
 from jmeta.inner import descend
-from jmeta.learners.zero_shot import init_towers, read_descriptions
+from jmeta.learners.zero_shot import Describe, init_towers, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
 
@@ -49,7 +49,7 @@ def tip_adapter(
     scale: Number = 100.0,
     tuning_steps: int = 20,
     tuning_rate: Number = 1e-3,
-    describe: Model | None = None,
+    describe: Describe = None,
 ) -> MetaLearner:
     """Tip-Adapter: a classifier of class names, and beside it a cache that maps examples of the support to labels.
 

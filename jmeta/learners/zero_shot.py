@@ -1,31 +1,44 @@
 """Zero-shot learning: classes known by their descriptions alone (Snell et al. 2017, section 2.7)."""
 
+import functools
+from collections.abc import Mapping
+from typing import TypeAlias, cast
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model
+from jmeta.data.descriptions import kinds_of
+from jmeta.data.sampling import masked
 from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
-from jmeta.embedding import embedded
+from jmeta.embedding import embedded, is_similar
 from jmeta.errors import DataError
 from jmeta.learners.prototypical import Classes, Distance, nearest
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described
-from jmeta.models.adapters import linen
+from jmeta.models.adapters import identity, linen
 from jmeta.models.text import TextEncoder
 
+Describe: TypeAlias = Model | Mapping[str, Model] | None
 
-def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance = squared_euclidean) -> MetaLearner:
+
+def zero_shot(model: Model, *, describe: Describe = None, distance: Distance = squared_euclidean) -> MetaLearner:
     """Zero-shot learning: the description of a class becomes its prototype in the space of the images.
 
     wₖ = g_θ(description of class k); p(y = k | x) = softmaxₖ(−d(f_θ(x), wₖ)).
+
+    Descriptions of several kinds (attributes, text, images of similar classes) work together, "this known class, with
+    these attributes": wₖ is the sum of g of each kind that class k has, each with a linear map of its own. Images of
+    similar classes, `jmeta.Similar`, are read by f_θ itself; the linear map of their mean starts at the identity.
 
     Args:
         model: the embedding f_θ of the queries, whose outputs `[n, features]` have any width.
         describe: g_θ before its last linear map, which the learner adds to reach the width of f_θ. Default: for
             descriptions that are vectors a perceptron with one hidden layer of 256, for `jmeta.TokenIds` a
-            `jmeta.TextEncoder` with one too.
+            `jmeta.TextEncoder` with one too. For several kinds of descriptions a dictionary by their names.
         distance: d, `([queries, features], [classes, features]) -> [queries, classes]`.
 
     Returns:
@@ -61,7 +74,7 @@ def zero_shot(model: Model, *, describe: Model | None = None, distance: Distance
     return embedded(model, init, adapt, nearest(distance), softmax_cross_entropy)
 
 
-def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+def init_towers(model: Model, describe: Describe, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
     """θ and state of f (`"model"`) and g (`"describe"`, and `"map"` to the width of f)."""
     model_key, reader_key = jax.random.split(key)
     params, state = model.init(model_key, task.query.inputs)
@@ -70,8 +83,18 @@ def init_towers(model: Model, describe: Model | None, key: Key[Array, ""], task:
     return {"model": params, **reader_params}, {"model": state, **reader_state}
 
 
-def init_reader(describe: Model | None, key: Key[Array, ""], support: Examples, width: int) -> tuple[Params, State]:
-    """θ and state of g alone, for an f of that width."""
+def init_reader(describe: Describe, key: Key[Array, ""], support: Examples, width: int) -> tuple[Params, State]:
+    """θ and state of g alone, for an f of that width; of several kinds of descriptions by their names."""
+    if kinds := kinds_of(support.descriptions):
+        keys = jax.random.split(key, len(kinds))
+        parts = {
+            name: init_reader(_own(describe, name), own, support._replace(descriptions=kind), width)
+            for own, (name, kind) in zip(keys, sorted(kinds.items()), strict=True)
+        }
+        params = {entry: {name: part[0][entry] for name, part in parts.items()} for entry in ("describe", "map")}
+        return params, {"describe": {name: part[1]["describe"] for name, part in parts.items()}}
+    if is_similar(support.descriptions):  # which are where f puts them
+        return {"describe": {}, "map": jnp.eye(width)}, {"describe": {}}
     reader, descriptions = _reader(describe, support)
     describe_key, map_key = jax.random.split(key)
     params, state = reader.init(describe_key, descriptions)
@@ -81,7 +104,7 @@ def init_reader(describe: Model | None, key: Key[Array, ""], support: Examples, 
 
 
 def read_descriptions(
-    describe: Model | None,
+    describe: Describe,
     key: Key[Array, ""],
     params: Params,
     state: State,
@@ -90,24 +113,51 @@ def read_descriptions(
     train: bool,
     dropout: float = 0.0,
 ) -> tuple[Float[Array, "ways features"], State]:
-    """wₖ = g(description of class k) in the space of f, and the state after it; dropout is of the default g."""
+    """wₖ = g(description of class k) in the space of f, and the state after it; dropout is of the default g.
+
+    Of several kinds of descriptions it is the sum, over those that class k has.
+    """
+    if kinds := kinds_of(support.descriptions):
+        w, states, keys = [], {}, jax.random.split(key, len(kinds))
+        for own, (name, kind) in zip(keys, sorted(kinds.items()), strict=True):
+            of_kind = {entry: params[entry][name] for entry in ("describe", "map")}
+            read, new = read_descriptions(
+                _own(describe, name),
+                own,
+                of_kind,
+                {"describe": state["describe"][name]},
+                support._replace(descriptions=kind),
+                train=train,
+                dropout=dropout,
+            )
+            w.append(masked(read, described(kind)))
+            states[name] = new["describe"]
+        return functools.reduce(jnp.add, w), {**state, "describe": states}
     reader, descriptions = _reader(describe, support, dropout)
     features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
     return features @ params["map"], {**state, "describe": new}
 
 
-def _reader(describe: Model | None, support: Examples, dropout: float = 0.0) -> tuple[Model, Array]:
+def _own(describe: Describe, name: str) -> Model | None:
+    """g of one kind."""
+    return describe.get(name) if isinstance(describe, Mapping) else describe
+
+
+def _reader(describe: Describe, support: Examples, dropout: float = 0.0) -> tuple[Model, Array]:
     """g before its last linear map, and what it reads; `DataError` where the support has no descriptions."""
-    if not jax.tree.leaves(support.descriptions):
+    given = support.descriptions
+    if not jax.tree.leaves(given):
         raise DataError(
             "the support has no descriptions of its classes; give from_arrays(..., descriptions=...), or glyphs("
             "descriptions='attributes')."
         )
-    text = isinstance(support.descriptions, TokenIds)
-    descriptions = support.descriptions.ids if text else support.descriptions
+    if is_similar(given):
+        return identity(), given.images
+    text = isinstance(given, TokenIds)
+    descriptions = given.ids if text else given
     if describe is not None:
         check_model(describe)
-        return describe, descriptions
+        return cast(Model, describe), descriptions
     if text:
         return linen(TextEncoder(features=128, hidden=256, spread=0.05, dropout=dropout)), descriptions
     return linen(Hidden(256, dropout)), descriptions

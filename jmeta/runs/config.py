@@ -160,7 +160,7 @@ class Config:
     distractors: int | None = setting(
         "Further classes that have such examples.", "data", range=(0, 10_000), requires="unlabelled"
     )
-    descriptions: str | None = setting("Descriptions of the classes: attributes or text.", "data")
+    descriptions: str | None = setting("Descriptions of the classes: attributes, text or similar.", "data")
 
     inner_rate: float | None = setting(
         "Inner rate α, on the mean loss of the support.",

@@ -9,6 +9,7 @@ from jmeta.data.clinc150 import clinc150, out_of_scope
 from jmeta.data.glyphs import DESCRIPTIONS, glyphs
 from jmeta.data.omniglot import omniglot
 from jmeta.data.sinusoid import sinusoid
+from jmeta.data.tfds import benchmark
 from jmeta.models.efficientnet import EfficientNetLite0
 from jmeta.models.networks import MLP, Conv4
 from jmeta.models.resnet import ResNet12
@@ -108,6 +109,44 @@ DATA: Mapping[str, DataEntry] = {
     ),
     "omniglot-maml": DataEntry(
         partial(omniglot, protocol="maml"), "handwritten characters, 1,200 to train, seeded", "Finn et al. 2017"
+    ),
+    "cifar_fs": DataEntry(
+        partial(benchmark, "cifar_fs"), "photographs of 100 kinds, 32 x 32; `cifar100`", "Bertinetto et al. 2019"
+    ),
+    "fc100": DataEntry(
+        partial(benchmark, "fc100"), "the same, divided by superclass; `cifar100`", "Oreshkin et al. 2018"
+    ),
+    "cub": DataEntry(
+        partial(benchmark, "cub"), "birds of 200 species, 84 x 84; `caltech_birds2011`", "Triantafillou et al. 2020"
+    ),
+    "cub_chen": DataEntry(
+        partial(benchmark, "cub_chen"), "the same birds, 100 / 50 / 50; `caltech_birds2011`", "Chen et al. 2019"
+    ),
+    "mini_imagenet": DataEntry(
+        partial(benchmark, "mini_imagenet"),
+        "photographs of 100 kinds, 84 x 84, in the folder MINI_IMAGENET_DIR",
+        "Vinyals et al. 2016",
+    ),
+    "mini_imagenet_64": DataEntry(
+        partial(benchmark, "mini_imagenet_64"), "its classes, 64 x 64; `imagenet_resized/64x64`", "Vinyals et al. 2016"
+    ),
+    "tiered_imagenet": DataEntry(
+        partial(benchmark, "tiered_imagenet"),
+        "photographs of 608 kinds, 84 x 84, in the folder TIERED_IMAGENET_DIR",
+        "Ren et al. 2018",
+    ),
+    "quickdraw": DataEntry(
+        partial(benchmark, "quickdraw"), "drawings of 345 things; `quickdraw_bitmap`", "Triantafillou et al. 2020"
+    ),
+    "textures": DataEntry(partial(benchmark, "textures"), "47 textures, 84 x 84; `dtd`", "Triantafillou et al. 2020"),
+    "vgg_flower": DataEntry(
+        partial(benchmark, "vgg_flower"), "102 flowers, 84 x 84; `oxford_flowers102`", "Triantafillou et al. 2020"
+    ),
+    "clinc_oos": DataEntry(
+        partial(benchmark, "clinc_oos"),
+        "the utterances of clinc150, divided at random; `clinc_oos`",
+        "Larson et al. 2019",
+        defaults={"model": "text"},
     ),
     "sinusoid": DataEntry(
         _sinusoid,

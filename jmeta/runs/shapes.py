@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.core import Examples, Task
+from jmeta.data.descriptions import Similar, kinds_of
 from jmeta.data.text import TokenIds
 
 
@@ -31,9 +32,9 @@ def from_json(stored: dict[str, Any]) -> Task:
     def examples(part: dict[str, Any] | None) -> Any:
         if part is None:
             return ()
-        fields: dict[str, Any] = {name: _shape(value) for name, value in part.items() if name != "token_ids"}
-        if "token_ids" in part:
-            fields["descriptions"] = TokenIds(_shape(part["token_ids"]))
+        fields: dict[str, Any] = {name: _shape(value) for name, value in part.items() if name in Examples._fields}
+        if told := {name: value for name, value in part.items() if name not in Examples._fields}:
+            fields["descriptions"] = _kind(told)
         return Examples(**fields)
 
     return Task(*(examples(stored[name]) for name in Task._fields))
@@ -41,9 +42,27 @@ def from_json(stored: dict[str, Any]) -> Task:
 
 def _examples(part: Examples) -> dict[str, Any]:
     fields = {name: value for name, value in part._asdict().items() if jax.tree.leaves(value)}
-    if isinstance(fields.get("descriptions"), TokenIds):
-        fields["token_ids"] = fields.pop("descriptions").ids
-    return {name: [list(value.shape), str(value.dtype)] for name, value in fields.items()}
+    told = fields.pop("descriptions", None)
+    stored = {name: [list(value.shape), str(value.dtype)] for name, value in fields.items()}
+    return stored if told is None else stored | _stored_kind(told)
+
+
+def _stored_kind(kind: Any) -> dict[str, Any]:
+    """The shapes of descriptions under a name that says of which kind they are."""
+    if kinds := kinds_of(kind):
+        return {"kinds": {name: _stored_kind(own) for name, own in kinds.items()}}
+    shapes = [[list(leaf.shape), str(leaf.dtype)] for leaf in jax.tree.leaves(kind)]
+    if isinstance(kind, Similar):
+        return {"similar": shapes}
+    return {"token_ids" if isinstance(kind, TokenIds) else "descriptions": shapes[0]}
+
+
+def _kind(stored: dict[str, Any]) -> Any:
+    if "kinds" in stored:
+        return {name: _kind(own) for name, own in stored["kinds"].items()}
+    if "similar" in stored:
+        return Similar(*map(_shape, stored["similar"]))
+    return TokenIds(_shape(stored["token_ids"])) if "token_ids" in stored else _shape(stored["descriptions"])
 
 
 def _shape(stored: Any) -> jax.ShapeDtypeStruct:

@@ -161,7 +161,10 @@ def test_glyphs_are_described_by_their_names():
         assert jax.tree.leaves(source.data.descriptions)[0].shape[0] == len(source.names)
         task = jax.jit(source.sample)(jax.random.key(0), source.data)
         assert task.support.inputs.shape == (3, 28, 28, 1)
-    with pytest.raises(ConfigError, match="descriptions is 'pictures'; choose one of attributes, text, or None"):
+    with pytest.raises(
+        ConfigError,
+        match=r"descriptions is 'pictures'; choose one of attributes, text, similar, similar[+]attributes, or None",
+    ):
         jmeta.glyphs(descriptions="pictures")
 
 
