@@ -10,15 +10,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model
-from jmeta.data.descriptions import kinds_of
-from jmeta.data.sampling import masked
 from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
-from jmeta.embedding import embedded, is_similar
+from jmeta.embedding import embedded
 from jmeta.errors import DataError
+from jmeta.kinds import is_similar, kinds_of
 from jmeta.learners.prototypical import Classes, Distance, nearest
 from jmeta.losses import softmax_cross_entropy
-from jmeta.masks import described
+from jmeta.masks import described, masked
 from jmeta.models.adapters import identity, linen
 from jmeta.models.text import TextEncoder
 
