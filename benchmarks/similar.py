@@ -16,7 +16,7 @@ import tyro
 import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table, percent
 
-KINDS = ("similar", "attributes", "text", "similar+attributes", "similar+text")
+KINDS = ("attributes", "text", "similar", "similar+attributes")
 
 
 def zero_shot(descriptions: str, steps: int, seed: int) -> dict[str, Any]:

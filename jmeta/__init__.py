@@ -7,7 +7,6 @@ from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
 from jmeta.data.clinc150 import clinc150
-from jmeta.data.descriptions import Similar
 from jmeta.data.embeddings import from_embeddings
 from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder, read_images
@@ -45,6 +44,7 @@ from jmeta.estimators import FewShotClassifier, FewShotRegressor
 from jmeta.evaluate import evaluate
 from jmeta.inner import InnerProblem, support_loss
 from jmeta.inputs import Standardisation, as_inputs
+from jmeta.kinds import Similar
 from jmeta.learners.am3 import am3
 from jmeta.learners.anil import anil
 from jmeta.learners.bd_cspn import bd_cspn

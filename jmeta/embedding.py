@@ -25,11 +25,10 @@ from jmeta.core import (
     outputs_of,
     over_tasks,
 )
-from jmeta.data.descriptions import Similar
-from jmeta.data.sampling import masked
 from jmeta.errors import DataError, ModelError
 from jmeta.inputs import as_inputs
-from jmeta.masks import described
+from jmeta.kinds import Similar, is_similar
+from jmeta.masks import described, masked
 
 
 def embedded(
@@ -140,11 +139,6 @@ def embedded(
         return measured(loss, outputs, query), (adapted.state, adapted.info)
 
     return MetaLearner(checked_init, whole_adapt, whole_predict, over_tasks(one_task))
-
-
-def is_similar(x: Any) -> bool:
-    """Whether a description is images of similar classes, or their embedding."""
-    return isinstance(x, Similar)
 
 
 def _similar(support: Any) -> list[Similar]:

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
-from jmeta.data.descriptions import kinds_of
 from jmeta.errors import DataError
+from jmeta.kinds import kinds_of
 
 
 def shots(targets: Float[Array, "n ways"]) -> Float[Array, "ways"]:
@@ -33,6 +33,11 @@ def described(descriptions: PyTree) -> Bool[Array, "ways"]:
         return jnp.stack([described(kind) for kind in kinds.values()]).any(axis=0)
     first = jax.tree.leaves(descriptions)[0]  # an array, the token ids in `TokenIds`, the images in `Similar`
     return first.reshape(first.shape[0], -1).any(axis=1)
+
+
+def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."]:
+    """Zeros in the rows that are not kept."""
+    return jnp.where(kept.reshape(len(x), *(1 for _ in x.shape[1:])), x, jnp.zeros_like(x))
 
 
 def only(present: Bool[Array, "ways"], outputs: Float[Array, "n ways"]) -> Float[Array, "n ways"]:

@@ -10,7 +10,7 @@ import jmeta
 
 PACKAGE = Path(jmeta.__file__).parent
 LAYERS = [  # bottom to top; a folder stands for its files
-    {"errors", "hyperparameters", "tree", "compilation", "files", "inputs"},
+    {"errors", "hyperparameters", "tree", "compilation", "files", "inputs", "kinds"},
     {"devices", "solvers"},
     {"masks", "metrics", "distances"},
     {"core"},

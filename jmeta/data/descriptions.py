@@ -1,7 +1,7 @@
 """What describes classes: attributes, an embedding, the token ids of a text, images of similar classes, or several."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,43 +11,10 @@ from jaxtyping import Array
 from jmeta.data.text import TokenIds
 from jmeta.errors import DataError
 from jmeta.inputs import stored
-
-
-class Similar(NamedTuple):
-    """Descriptions of classes that are images of known, related classes: a zebra looks like a horse.
-
-    The network that embeds the examples of a task embeds these images too, and the mean of each class's is what a
-    learner reads; `jmeta.embedded` puts it in their place.
-
-    Args:
-        images: `[classes, n, ...]`, n inputs for each class, as the examples are; zeros say nothing. For
-            `jmeta.from_arrays` it may be a mapping from each label to its images.
-        of: `[classes]`, numbers of the related classes, by which `jmeta.late_fusion` divides descriptions into folds.
-            Default: each class has others.
-
-    Example:
-        >>> import jmeta, numpy as np
-        >>> horses, snow = np.ones((2, 3, 28, 28, 1))
-        >>> source = jmeta.from_arrays(
-        ...     np.ones((40, 28, 28, 1)), np.repeat([0, 1], 20), ways=2, shots=0,
-        ...     descriptions={"similar": jmeta.Similar(np.stack([horses, horses])), "attributes": np.eye(2)},
-        ... )
-        >>> source.data.descriptions["similar"].images.shape
-        (2, 3, 28, 28, 1)
-    """
-
-    images: Any
-    of: Any = ()
-
+from jmeta.kinds import Similar, kinds_of
 
 Kind = np.ndarray | Array | Sequence[Any] | Mapping[int, Any] | TokenIds | Similar
 Descriptions = Kind | Mapping[str, Kind]
-
-
-def kinds_of(descriptions: Any) -> Mapping[str, Any] | None:
-    """The kinds of descriptions by name, where there are several; None where there is one."""
-    named = isinstance(descriptions, Mapping) and all(isinstance(name, str) for name in descriptions)
-    return descriptions if named and descriptions else None
 
 
 def checked_descriptions(descriptions: Descriptions, classes: np.ndarray, names: Sequence[str] = ()) -> Any:

@@ -17,10 +17,10 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 
 from jmeta.core import TaskSource
 from jmeta.data.cache import cached
-from jmeta.data.descriptions import Similar
 from jmeta.data.episodes import Size, from_arrays
 from jmeta.data.text import TokenIds, hashed_text
 from jmeta.errors import ConfigError
+from jmeta.kinds import Similar
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("attributes", "text", "similar")

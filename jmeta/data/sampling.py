@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, Num
 
 from jmeta.core import Examples, Task
-from jmeta.data.descriptions import Similar
 from jmeta.data.queries import apportioned
 from jmeta.data.unlabelled import Unlabelled, with_unlabelled
 from jmeta.inputs import as_seen
+from jmeta.kinds import Similar
+from jmeta.masks import masked
 
 Transform = Callable[[Key[Array, ""], Num[Array, "n ..."]], Num[Array, "n ..."]]
 
@@ -181,8 +182,3 @@ def keep(examples: Examples, kept: Bool[Array, "n"]) -> Examples:
     inputs = jnp.where(kept.any(), inputs, jnp.zeros_like(inputs))
     targets = examples.targets * kept[:, None].astype(examples.targets.dtype)
     return examples._replace(inputs=inputs, targets=targets, mask=kept)
-
-
-def masked(x: Num[Array, "n ..."], kept: Bool[Array, "n"]) -> Num[Array, "n ..."]:
-    """Zeros in the rows that are not kept."""
-    return jnp.where(kept.reshape(len(x), *(1 for _ in x.shape[1:])), x, jnp.zeros_like(x))

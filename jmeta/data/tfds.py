@@ -121,18 +121,19 @@ def benchmark(
 ) -> TaskSource:
     """N-way K-shot episodes of a data set of the few-shot literature, by the public split of its classes.
 
-    | name | data set of tensorflow-datasets | classes to train, validate and test |
-    | --- | --- | --- |
-    | `cifar_fs`, `fc100` | `cifar100` | 64 / 16 / 20, and 60 / 20 / 20 by superclass |
-    | `cub`, `cub_chen` | `caltech_birds2011` | 140 / 30 / 30 of Meta-Dataset, 100 / 50 / 50 of Chen et al. 2019 |
-    | `textures`, `vgg_flower` | `dtd`, `oxford_flowers102` | 33 / 7 / 7, 71 / 15 / 16 of Meta-Dataset |
-    | `quickdraw` | `quickdraw_bitmap` | 241 / 52 / 52 of Meta-Dataset; the first 200 drawings of each |
-    | `mini_imagenet_64` | `imagenet_resized/64x64` | 64 / 16 / 20; the first 600 pictures of each |
-    | `mini_imagenet`, `tiered_imagenet` | none: `$MINI_IMAGENET_DIR`, `$TIERED_IMAGENET_DIR` | `train`, `val`, `test` |
-    | `clinc_oos` | `clinc_oos` | 90 / 30 / 30 of 150 intents, at random |
+    Of each the data set of tensorflow-datasets and the number of classes to train, validate and test:
+
+    * `cifar_fs`, 64 / 16 / 20, and `fc100`, 60 / 20 / 20 by superclass: `cifar100`.
+    * `cub`, 140 / 30 / 30 of Meta-Dataset, and `cub_chen`, 100 / 50 / 50 of Chen et al. 2019: `caltech_birds2011`.
+    * `textures`, 33 / 7 / 7, and `vgg_flower`, 71 / 15 / 16, of Meta-Dataset: `dtd`, `oxford_flowers102`.
+    * `quickdraw`, 241 / 52 / 52 of Meta-Dataset, the first 200 drawings of each: `quickdraw_bitmap`.
+    * `mini_imagenet_64`, 64 / 16 / 20, the first 600 pictures of each: `imagenet_resized/64x64`.
+    * `mini_imagenet` and `tiered_imagenet`: no data set but a folder, `$MINI_IMAGENET_DIR` and `$TIERED_IMAGENET_DIR`,
+      with the classes in `train`, `val` and `test`.
+    * `clinc_oos`, 90 / 30 / 30 of its intents at random: `clinc_oos`.
 
     Args:
-        name: of the table.
+        name: one of these.
         split: `"train"`, `"validation"` or `"test"`.
         ways: as in `jmeta.from_arrays`, like those below.
         shots: see there.
@@ -142,7 +143,7 @@ def benchmark(
         unlabelled: see there.
         distractors: see there.
         folder: as in `jmeta.tfds`, or that of the pictures.
-        options: see `jmeta.tfds`; `size` and `rows` are those of the table or 84 pixels by default.
+        options: see `jmeta.tfds`; `size` and `rows` by default as above, or 84 pixels.
 
     Returns:
         A source of tasks; the source of a class split is named in its file, `jmeta/data/splits`.

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, State, Task
-from jmeta.data.descriptions import kinds_of
 from jmeta.distances import squared_euclidean
-from jmeta.embedding import embedded, is_similar
+from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
+from jmeta.kinds import is_similar, kinds_of
 from jmeta.learners.prototypical import Distance, prototypes
 from jmeta.learners.zero_shot import Describe, init_reader, read_descriptions
 from jmeta.losses import softmax_cross_entropy

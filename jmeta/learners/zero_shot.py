@@ -1,6 +1,5 @@
 """Zero-shot learning: classes known by their descriptions alone (Snell et al. 2017, section 2.7)."""
 
-import functools
 from collections.abc import Mapping
 from typing import TypeAlias, cast
 
@@ -10,15 +9,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task, check_model
-from jmeta.data.descriptions import kinds_of
-from jmeta.data.sampling import masked
 from jmeta.data.text import TokenIds
 from jmeta.distances import squared_euclidean
-from jmeta.embedding import embedded, is_similar
+from jmeta.embedding import embedded
 from jmeta.errors import DataError
+from jmeta.kinds import is_similar, kinds_of
 from jmeta.learners.prototypical import Classes, Distance, nearest
 from jmeta.losses import softmax_cross_entropy
-from jmeta.masks import described
+from jmeta.masks import described, masked
 from jmeta.models.adapters import identity, linen
 from jmeta.models.text import TextEncoder
 
@@ -31,7 +29,7 @@ def zero_shot(model: Model, *, describe: Describe = None, distance: Distance = s
     wₖ = g_θ(description of class k); p(y = k | x) = softmaxₖ(−d(f_θ(x), wₖ)).
 
     Descriptions of several kinds (attributes, text, images of similar classes) work together, "this known class, with
-    these attributes": wₖ is the sum of g of each kind that class k has, each with a linear map of its own. Images of
+    these attributes": wₖ is the mean of g of each kind that class k has, each with a linear map of its own. Images of
     similar classes, `jmeta.Similar`, are read by f_θ itself; the linear map of their mean starts at the identity.
 
     Args:
@@ -115,10 +113,10 @@ def read_descriptions(
 ) -> tuple[Float[Array, "ways features"], State]:
     """wₖ = g(description of class k) in the space of f, and the state after it; dropout is of the default g.
 
-    Of several kinds of descriptions it is the sum, over those that class k has.
+    Of several kinds of descriptions it is the mean, over those that class k has.
     """
     if kinds := kinds_of(support.descriptions):
-        w, states, keys = [], {}, jax.random.split(key, len(kinds))
+        w, told, states, keys = [], [], {}, jax.random.split(key, len(kinds))
         for own, (name, kind) in zip(keys, sorted(kinds.items()), strict=True):
             of_kind = {entry: params[entry][name] for entry in ("describe", "map")}
             read, new = read_descriptions(
@@ -130,9 +128,11 @@ def read_descriptions(
                 train=train,
                 dropout=dropout,
             )
+            told.append(described(kind).astype(read.dtype))
             w.append(masked(read, described(kind)))
             states[name] = new["describe"]
-        return functools.reduce(jnp.add, w), {**state, "describe": states}
+        known = jnp.maximum(jnp.stack(told).sum(axis=0), 1.0)
+        return jnp.stack(w).sum(axis=0) / known[:, None], {**state, "describe": states}
     reader, descriptions = _reader(describe, support, dropout)
     features, new = reader.apply(key, params["describe"], state["describe"], descriptions, train=train)
     return features @ params["map"], {**state, "describe": new}

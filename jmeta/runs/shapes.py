@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.core import Examples, Task
-from jmeta.data.descriptions import Similar, kinds_of
 from jmeta.data.text import TokenIds
+from jmeta.kinds import Similar, kinds_of
 
 
 def to_json(task: Task) -> dict[str, Any] | None:
