@@ -214,6 +214,7 @@ CITATIONS: Mapping[str, str] = {
 }""",
     "zero_shot": _PROTOTYPICAL,
     "late_fusion": _PROTOTYPICAL,
+    "fused_cosine": _PROTOTYPICAL,
     "am3": """\
 @inproceedings{xing2019adaptive,
   title={Adaptive Cross-Modal Few-shot Learning},
