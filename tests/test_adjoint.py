@@ -282,6 +282,7 @@ class Transformer(nn.Module):
         return nn.Dense(2)(x.mean(axis=1))
 
 
+@pytest.mark.slow
 def test_every_exact_adjoint_agrees_on_a_transformer(float64):
     inputs = jax.random.normal(jax.random.key(0), (2, 4, 3, 4))
     tasks = jax.tree.map(

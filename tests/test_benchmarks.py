@@ -50,6 +50,7 @@ def test_case_names_are_unique():
         pytest.param("stride, exact, 1 step, 1 query, arrays", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_jmeta_in_each_family(name):
     case = small(BY_NAME[name])
     systems = [system for system in ("jmeta", "default norm", "fixed batch") if SYSTEMS[system].enters(case)]
@@ -76,6 +77,7 @@ def test_a_system_has_the_loss_of_jmeta_in_a_process_of_its_own(name, monkeypatc
     assert all(system["seconds"] > 0 and system["memory"] > 1e8 for system in systems.values())
 
 
+@pytest.mark.slow
 def test_a_system_that_ends_before_its_time_is_a_row_that_says_so(tmp_path, monkeypatch):
     raises = measure(replace(small(MAML), inner_rate=-1.0), ["jmeta"], calls=1, budget=0)["systems"]["jmeta"]
     assert "inner_rate is -1.0" in raises["died"]
@@ -244,6 +246,7 @@ def test_a_part_that_fails_ends_no_other(tmp_path, monkeypatch):
     assert rows[1]["kind"]
 
 
+@pytest.mark.slow
 def test_omniglot_travels_in_one_file(tmp_path):
     try:
         jmeta.omniglot(split="test")

@@ -317,6 +317,7 @@ def test_it_learns_in_one_compiled_program(entry, learner, source, training, kin
     assert kind.learned(first, last)
 
 
+@pytest.mark.parametrize("entry", QUICK_ENTRIES, indirect=True, scope="module")
 def test_tasks_of_which_a_part_is_not_there(entry, learner, initial):
     """Ways and shots vary in one shape: values and gradients are finite, and no answer is a class that is not there."""
     if entry.acts:

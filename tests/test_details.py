@@ -101,6 +101,7 @@ def is_bad(task):
     return not np.isfinite(np.asarray(task.query.targets)).all()
 
 
+@pytest.mark.slow
 def test_episodes_that_are_not_finite_are_named_or_left_out_and_counted():
     params, state = jmeta.init(KEY, MAML, optax.adam(1e-3), SINUSOID)[2:4]
     options = {"metric": jmeta.mean_squared_error, "episodes": 40}

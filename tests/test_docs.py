@@ -47,6 +47,7 @@ def test_code(block, tmp_path, monkeypatch, capsys):
     assert "'ci95'" in capsys.readouterr().out  # a result with its protocol
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_how_to_page_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)

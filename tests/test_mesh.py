@@ -97,7 +97,9 @@ def constrained(learner):
 
 
 @pytest.mark.parametrize("skip", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["repeated", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lbfgs", "trust_region"))]
+)
 def test_optimisers_that_ask_for_the_loss_again(float64, name, skip):
     learner, source = linear(skip)
     learner = constrained(learner)

@@ -60,6 +60,7 @@ def archive(file, classes=12, width=5):
     return file
 
 
+@pytest.mark.slow
 def test_own_vectors_are_trained_evaluated_and_opened_without_their_file(place, capsys):
     archive(place / "own.npz")
     flags = ("--learner", "prototypical", "--data", "own.npz", "--steps", "20", "--queries", "3", "--no-report")
@@ -81,6 +82,7 @@ def test_own_vectors_are_trained_evaluated_and_opened_without_their_file(place, 
     assert "does not exist" in fails(capsys, "evaluate", "run", "--ways", "2")
 
 
+@pytest.mark.slow
 def test_tables_by_group_are_regressions(place, capsys):
     with (place / "doses.csv").open("w", newline="") as stream:
         rows = [(f"p{i // 8}", i % 8, (1 + i // 8) * (i % 8)) for i in range(96)]
@@ -191,6 +193,7 @@ def test_seeds_have_a_folder_each_and_a_table(place, capsys, monkeypatch):
         assert set(json.loads(capsys.readouterr().out)["runs"]) == {"seed-3", "seed-5"}
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_same_episodes(sinusoid, capsys, place):
     main("compare", sinusoid / "0", sinusoid / "1", "--episodes", "20", "--json", "--plot", "picture.png")
     result = json.loads(capsys.readouterr().out)

@@ -94,7 +94,7 @@ def test_a_step_is_sampling_objective_and_update():
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_chunks_of_tasks_give_the_same_step(chunk):
     source, learner, optimizer = conv_source(), conv_learner(), optax.sgd(0.1)
     start = jmeta.init(KEY, learner, optimizer, source)

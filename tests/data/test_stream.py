@@ -119,6 +119,7 @@ def read(source, steps=range(7), length=3, mesh=None, tasks=4):
     return list(source.feed.chunks(KeysOfSteps(Words.of(KEY), tasks), steps, tasks, length, mesh))
 
 
+@pytest.mark.slow
 def test_processes_read_what_threads_read(mapped):
     threads, processes = (jmeta.stream(mapped, LABELS, decode=brighter, workers=n, **SIZES) for n in (0, 2))
     chunks = read(threads)
@@ -181,6 +182,7 @@ def test_evaluation_in_parts_is_that_of_the_arrays(mapped):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices")
+@pytest.mark.slow
 def test_devices_and_hosts_get_their_own_tasks(mapped):
     mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
     whole = jmeta.from_arrays(IMAGES, LABELS, **SIZES)

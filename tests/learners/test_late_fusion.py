@@ -170,6 +170,7 @@ def test_folds_are_of_descriptions_alone_and_even():
     np.testing.assert_allclose(np.bincount(neighbours) / 400, 0.25, atol=0.1)
 
 
+@pytest.mark.slow
 def test_what_a_description_is_worth_is_learned_from_descriptions_that_were_not():
     """Names that say nothing are learned by heart all the same, and are worth nothing; attributes are not."""
     random = np.random.default_rng(0)

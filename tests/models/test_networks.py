@@ -320,6 +320,7 @@ def executed(program):
     return count
 
 
+@pytest.mark.slow
 def test_group_norm_costs_what_batch_norm_costs():
     """Counted in the compiled meta-gradient of one task, exact MAML, the network of the papers."""
     source = jmeta.from_arrays(np.zeros((40, 28, 28, 1), np.uint8), np.repeat(np.arange(5), 8), queries=5)
@@ -340,6 +341,7 @@ def test_group_norm_costs_what_batch_norm_costs():
     assert operations < 1.17
 
 
+@pytest.mark.slow
 def test_first_order_costs_less_than_exact_with_max_pooling():
     source = jmeta.from_arrays(np.zeros((40, 28, 28, 1), np.uint8), np.repeat(np.arange(5), 8), queries=5)
     key = jax.random.key(0)
