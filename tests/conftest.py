@@ -78,7 +78,19 @@ def programs_are_freed(free_programs):
 
 
 # The longest files, so that no worker is left with one of them at the end.
-LONG = ("conformance", "cli", "core", "train", "adjoint", "benchmarks", "docs", "notebooks", "shell", "estimators")
+LONG = (
+    "conformance",
+    "conformance_meshes",
+    "cli",
+    "core",
+    "train",
+    "adjoint",
+    "benchmarks",
+    "docs",
+    "notebooks",
+    "shell",
+    "estimators",
+)
 
 
 def pytest_collection_modifyitems(items):
