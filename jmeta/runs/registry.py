@@ -53,6 +53,9 @@ MODELS: Mapping[str, ModelEntry] = {
     "recurrent-policy": ModelEntry(
         RecurrentPolicy, "gated recurrent unit of 128 that acts with a memory", "Duan et al. 2016"
     ),
+    "linear": ModelEntry(
+        partial(MLP, hidden=()), "a linear map, which begins as a turn of the space; for embeddings", "jmeta"
+    ),
     "mlp": ModelEntry(MLP, "perceptron 40-40 for regression", "Finn et al. 2017"),
     "text": ModelEntry(TextEncoder, "weighted sum of the embeddings of hashed n-grams", "Joulin et al. 2017"),
 }
