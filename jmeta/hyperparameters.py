@@ -3,7 +3,8 @@
 from typing import TypeAlias
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 Number: TypeAlias = float | int | Array
 
@@ -23,3 +24,22 @@ def violated(condition: bool | Array) -> bool:
         (True, False)
     """
     return not isinstance(condition, jax.core.Tracer) and not condition
+
+
+def learned_number(start: Number, parameter: Float[Array, ""]) -> Float[Array, ""]:
+    """A positive number that is learned beside a network: start · exp(20 p), so that steps that suit a network move it.
+
+    Args:
+        start: its value at p = 0.
+        parameter: p.
+
+    Returns:
+        The number, of the type of p.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jmeta.hyperparameters import learned_number
+        >>> float(learned_number(2.0, jnp.zeros(())))
+        2.0
+    """
+    return jnp.asarray(start, parameter.dtype) * jnp.exp(20.0 * parameter)

@@ -6,18 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
-from jmeta.data.text import TokenIds
 from jmeta.distances import cosine
 from jmeta.embedding import embedded
-from jmeta.errors import ConfigError, DataError
-from jmeta.hyperparameters import Number, violated
+from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, learned_number, violated
 from jmeta.learners.late_fusion import fused
 from jmeta.learners.prototypical import prototypes
-from jmeta.learners.zero_shot import init_towers, read_descriptions
+from jmeta.learners.zero_shot import Describe, init_aligned, init_towers, read_aligned, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
-
-_SPEED = 20.0  # a number is its start times exp of this times its parameter, so that steps that suit a network move it
 
 
 class Known(NamedTuple):
@@ -44,7 +41,7 @@ def fused_cosine(
     aligned: bool = False,
     temperature: Number = 50.0,
     worth: Number = 1.0,
-    describe: Model | None = None,
+    describe: Describe = None,
 ) -> MetaLearner:
     """The nearest class by cosine, where a name counts as so many shots.
 
@@ -91,17 +88,12 @@ def fused_cosine(
             raise ConfigError(f"{name} is {value}; give a positive number.")
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        if aligned:
-            _names(task.support, task.query)
-            params, state = model.init(key, task.query.inputs)
-            params, state = {"model": params}, {"model": state}
-        else:
-            params, state = init_towers(model, describe, key, task)
+        params, state = init_aligned(model, key, task) if aligned else init_towers(model, describe, key, task)
         return {**params, **{name: jnp.zeros(()) for name in start}}, state
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         if aligned:
-            names, _ = model.apply(key, params["model"], state["model"], jnp.asarray(support.descriptions), train=False)
+            names = read_aligned(model, key, params, state, support)
         else:
             names, state = read_descriptions(describe, key, params, state, support, train=True)
         known = (shots(support.targets), described(support.descriptions))
@@ -110,19 +102,8 @@ def fused_cosine(
 
     def predict(key: Key[Array, ""], adapted: Adapted, z: Float[Array, "queries features"]) -> Array:
         params, means, names, count, told = adapted.params
-        τ, β = (start[name] * jnp.exp(_SPEED * params[name]).astype(z.dtype) for name in ("temperature", "worth"))
+        τ, β = (learned_number(start[name], params[name]).astype(z.dtype) for name in ("temperature", "worth"))
         distances = fused(cosine(z, means), cosine(z, names), count, told, β)
         return only((count > 0) | told, -τ * distances)
 
     return embedded(model, init, adapt, predict, softmax_cross_entropy)
-
-
-def _names(support: Examples, query: Examples) -> None:
-    """Raises `DataError` unless descriptions are what the network takes."""
-    given, shape = support.descriptions, jnp.shape(query.inputs)[1:]
-    if isinstance(given, TokenIds) or jnp.shape(given)[1:] != shape or not jnp.ndim(given):
-        told = "token ids" if isinstance(given, TokenIds) else f"of shape {list(jnp.shape(given))}"
-        raise DataError(
-            f"descriptions are {told} and inputs [n, {', '.join(map(str, shape))}]; give such as the network takes, as "
-            "jmeta.from_embeddings(x, labels, names) does, or leave aligned away."
-        )

@@ -11,13 +11,12 @@ from jmeta.core import Adapted, Examples, Mask, MetaLearner, Model, Params, Stat
 from jmeta.distances import squared_euclidean
 from jmeta.embedding import embedded
 from jmeta.errors import ConfigError
+from jmeta.hyperparameters import learned_number
 from jmeta.kinds import is_similar, kinds_of
 from jmeta.learners.prototypical import Distance, prototypes
 from jmeta.learners.zero_shot import Describe, init_reader, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
-
-_SPEED = 20.0  # log β is this times its parameter, so that steps that suit a network move it far enough
 
 
 class Evidence(NamedTuple):
@@ -210,7 +209,7 @@ def fold_of(descriptions: PyTree, folds: int) -> Int[Array, "ways"]:
 
 
 def _worth(params: Params) -> Float[Array, ""]:
-    return jnp.exp(_SPEED * params["worth"])
+    return learned_number(1.0, params["worth"])
 
 
 def _scale_gradient(x: Float[Array, "..."], scale: Float[Array, ""]) -> Float[Array, "..."]:

@@ -8,17 +8,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Params, State, Task
-from jmeta.data.text import TokenIds
 from jmeta.distances import unit
 from jmeta.embedding import embedded
-from jmeta.errors import ConfigError, DataError
-from jmeta.hyperparameters import Number, violated
+from jmeta.errors import ConfigError
+from jmeta.hyperparameters import Number, learned_number, violated
 from jmeta.inner import descend
-from jmeta.learners.zero_shot import Describe, init_towers, read_descriptions
+from jmeta.learners.zero_shot import Describe, init_aligned, init_towers, read_aligned, read_descriptions
 from jmeta.losses import softmax_cross_entropy
 from jmeta.masks import described, only, shots
-
-_SPEED = 20.0  # a number is its start times exp of this times its parameter, so that steps that suit a network move it
 
 
 class Cache(NamedTuple):
@@ -61,8 +58,8 @@ def tip_adapter(
 
     Args:
         model: the embedding f_θ, whose outputs `[n, features]` have any width; `jmeta.identity()` for embeddings.
-        aligned: whether descriptions are embeddings in the space of f already, as those of CLIP or a sentence encoder;
-            without, g_θ reads them as in `jmeta.zero_shot`.
+        aligned: whether descriptions are what the network takes, as embeddings of names beside those of sentences by
+            one encoder, or of CLIP; then f_θ reads them too. Without, g_θ reads them as in `jmeta.zero_shot`.
         finetune: whether the keys are trained on the support.
         residual: α before training.
         sharpness: β before training.
@@ -80,8 +77,8 @@ def tip_adapter(
     Raises:
         ConfigError: α, β, s or the rate is not positive, or the number of steps negative.
         ModelError: a model is no `Model`.
-        DataError: from `init` and `fit`: the support has no descriptions, or not of the width of the embedding where
-            they are aligned.
+        DataError: from `init` and `fit`: the support has no descriptions, or, where they are aligned, of another shape
+            than its inputs.
 
     Example:
         >>> import jmeta
@@ -103,29 +100,23 @@ def tip_adapter(
     adam = optax.adamw(optax.cosine_decay_schedule(tuning_rate, max(1, tuning_steps)), eps=1e-4)
 
     def init(key: Key[Array, ""], task: Task) -> tuple[Params, State]:
-        if aligned:
-            params, state = model.init(key, task.query.inputs)
-            z = jax.eval_shape(lambda: model.apply(key, params, state, task.query.inputs, train=False))[0]
-            _names(task.support, z.shape[-1])
-            params, state = {"model": params}, {"model": state}
-        else:
-            params, state = init_towers(model, describe, key, task)
+        params, state = init_aligned(model, key, task) if aligned else init_towers(model, describe, key, task)
         return {**params, **{name: jnp.zeros(()) for name in start}}, state
 
     def logits(cache: Cache, z: Float[Array, "n features"]) -> Float[Array, "n ways"]:
-        numbers = {name: value * jnp.exp(_SPEED * cache.params[name]) for name, value in start.items()}
-        by_name = numbers["scale"].astype(z.dtype) * z @ cache.names.T
+        numbers = {name: learned_number(value, cache.params[name]).astype(z.dtype) for name, value in start.items()}
+        by_name = numbers["scale"] * z @ cache.names.T
         known = cache.told.astype(z.dtype)
         mean = by_name @ known / jnp.maximum(known.sum(), 1.0)
-        affinity = jnp.exp(-numbers["sharpness"].astype(z.dtype) * (1.0 - z @ cache.keys.T))
-        by_cache = numbers["residual"].astype(z.dtype) * affinity @ cache.targets
+        affinity = jnp.exp(-numbers["sharpness"] * (1.0 - z @ cache.keys.T))
+        by_cache = numbers["residual"] * affinity @ cache.targets
         there = cache.told | (shots(cache.targets) > 0)
         return only(there, jnp.where(cache.told[None], by_name, mean[:, None]) + by_cache)
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         z = unit(support.inputs)
         if aligned:
-            names = _names(support, z.shape[-1])
+            names = read_aligned(model, key, params, state, support)
         else:
             names, state = read_descriptions(describe, key, params, state, support, train=True)
         told = described(support.descriptions)
@@ -155,15 +146,3 @@ def tip_adapter(
         return plain
     # fine-tuning is for the support of a new task; what is meta-learned is learned without
     return embedded(model, init, tuned, predict, softmax_cross_entropy)._replace(objective=plain.objective)
-
-
-def _names(support: Examples, width: int) -> Float[Array, "ways features"]:
-    """Descriptions that are in the space of the embeddings."""
-    given = support.descriptions
-    if isinstance(given, TokenIds) or getattr(given, "shape", ())[1:] != (width,):
-        shape = "token ids" if isinstance(given, TokenIds) else f"of shape {list(getattr(given, 'shape', ()))}"
-        raise DataError(
-            f"descriptions are {shape}, and embeddings {width} wide; give aligned ones, [classes, {width}], as "
-            "jmeta.from_embeddings(x, labels, names) takes them, or leave aligned away."
-        )
-    return jnp.asarray(given)

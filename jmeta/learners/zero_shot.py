@@ -138,6 +138,28 @@ def read_descriptions(
     return features @ params["map"], {**state, "describe": new}
 
 
+def init_aligned(model: Model, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
+    """θ and state of f (`"model"`), which reads descriptions too; `DataError` unless they are what it takes."""
+    given, shape = task.support.descriptions, jnp.shape(task.query.inputs)[1:]
+    told = "token ids" if isinstance(given, TokenIds) else f"of shape {list(getattr(given, 'shape', ()))}"
+    if getattr(given, "shape", ())[1:] != shape:
+        raise DataError(
+            f"descriptions are {told} and inputs [n, {', '.join(map(str, shape))}]; give such as the network takes, as "
+            "jmeta.from_embeddings(x, labels, names) does, or leave aligned away."
+        )
+    params, state = model.init(key, task.query.inputs)
+    return {"model": params}, {"model": state}
+
+
+def read_aligned(
+    model: Model, key: Key[Array, ""], params: Params, state: State, support: Examples
+) -> Float[Array, "ways features"]:
+    """wₖ = f(description of class k)."""
+    return jnp.asarray(
+        model.apply(key, params["model"], state["model"], jnp.asarray(support.descriptions), train=False)[0]
+    )
+
+
 def _own(describe: Describe, name: str) -> Model | None:
     """g of one kind."""
     return describe.get(name) if isinstance(describe, Mapping) else describe
