@@ -243,7 +243,7 @@ def test_defaults_hold_for_one_query():
 
 
 NORMED = [
-    pytest.param(name, norm, marks=() if name in QUICK or norm == "per_task" else pytest.mark.slow)
+    pytest.param(name, norm, marks=() if name in QUICK else pytest.mark.slow)
     for name in sorted(LEARNERS)
     for norm in ("group", "per_task", "running")
 ]

@@ -92,9 +92,11 @@ MODULES = [m.name for m in pkgutil.walk_packages(jmeta.__path__, "jmeta.")]
 
 OPTIONAL = {"jmeta.data.stream": "grain"}  # what examples need that is in an extra
 LONG = """
-    data.glyphs data.stream data.varying embedding learners.meta_baseline learners.reptile learners.simpleshot
-    learners.transfer models.efficientnet models.networks models.resnet models.sentences models.vit open_set
-    rl.maml_rl rl.policies rl.policy_gradients rl.rl2 rl.rollout runs.run search.architecture search.cells sweep
+    bilevel calibration data.assays data.embeddings data.glyphs data.stream data.varying embedding estimators.regressor
+    learners.bd_cspn learners.label_propagation learners.meta_baseline learners.reptile learners.simpleshot
+    learners.transfer models.adapters models.efficientnet models.networks models.norms models.resnet models.sentences
+    models.vit open_set rl.maml_rl rl.mdp rl.policies rl.policy_gradients rl.rl2 rl.rollout runs.run search.architecture
+    search.cells sweep
 """  # which compile for long
 
 

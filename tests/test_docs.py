@@ -23,7 +23,7 @@ PLACES = {  # what stands in two places runs once
     for file in FILES
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL))
 }
-QUICK = ("README", "index", "new-learner")  # what a reader meets first, and what writes a learner; the others are slow
+QUICK = ("README", "new-learner")  # what a reader meets first, and what writes a learner; the others are slow
 BLOCKS = [
     pytest.param(block, id=place, marks=() if place.startswith(QUICK) else pytest.mark.slow)
     for block, place in PLACES.items()

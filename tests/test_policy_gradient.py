@@ -252,35 +252,39 @@ def test_the_value_of_rl2_is_per_step_of_the_horizon(finite):
     )
     learner = jmeta.rl2(jmeta.linen(RecurrentPolicy(Discrete(2), width=4)), inner_steps=0, discount=1.0, trace=0.0)
     tasks = jax.tree.map(lambda x: x[None], Task(always, ()))
-    params, state = learner.init(KEY, Task(always, ()))
+    params, state = jax.jit(learner.init)(KEY, Task(always, ()))
+
+    @jax.jit
+    def error(params):
+        batch = learner.collect(KEY, params, state, tasks)
+        return learner.objective(KEY, params, state, batch)[1][1]["value_error"]
+
     for v in (0.0, 0.25):
         params["value"] = {"kernel": jnp.zeros_like(params["value"]["kernel"]), "bias": jnp.full(1, v)}
-        batch = learner.collect(KEY, params, state, tasks)
-        _, (_, info) = learner.objective(KEY, params, state, batch)
         targets = reward + horizon * v * np.array([1, 1, 1, 1, 1 - finite])
-        np.testing.assert_allclose(info["value_error"], 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(error(params), 0.5 * np.mean((targets / horizon - v) ** 2), rtol=1e-5)
 
 
 def test_only_the_advantages_of_updates_are_normalized():
     room = jmeta.rl.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
     learner = jmeta.maml_rl(jmeta.linen(Policy(room.actions, hidden=(4,))), trajectories=4, discount=0.9, trace=0.8)
-    params, state = learner.init(KEY, Task(room, ()))
-    batch = learner.collect(KEY, params, state, jax.tree.map(lambda x: x[None], Task(room, ())))
+    params, state = jax.jit(learner.init)(KEY, Task(room, ()))
+    batch = jax.jit(learner.collect)(KEY, params, state, jax.tree.map(lambda x: x[None], Task(room, ())))
     for experience, normalize in ((batch.support[0], True), (batch.query, False)):
         given = jax.tree.map(lambda x: x[0], experience)
         expected = credit(given.trajectories, 0.9, 0.8, normalize)
-        np.testing.assert_allclose(given.credit.advantages, expected.advantages, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(given.credit.advantages, expected.advantages, rtol=1e-4, atol=1e-4)
 
 
 def test_a_later_rate_scales_the_second_update_alone():
     """Of the same key and α, φ₂ = φ₁ + r g for a later rate r, with φ₁ and g the same: a line through φ₁."""
     room = jmeta.rl.point_navigation(horizon=5, queries=1).sample(KEY, ()).support
     model = jmeta.linen(Policy(room.actions, hidden=(4,)))
-    params, state = jmeta.maml_rl(model).init(KEY, Task(room, ()))
+    params, state = jax.jit(jmeta.maml_rl(model).init)(KEY, Task(room, ()))
 
     def adapted(rate):
         learner = jmeta.maml_rl(model, later_rate=rate, inner_steps=2, trajectories=4)
-        return learner.adapt(KEY, params, state, room).params
+        return jax.jit(learner.adapt)(KEY, params, state, room).params
 
     once, same, thrice = (adapted(rate) for rate in (1e-9, None, 0.3))
     step = jax.tree.map(jnp.subtract, same, once)

@@ -211,7 +211,12 @@ REGRESSION = jmeta.from_groups(X[:, :3], X[:, 3:6], Y, shots=4, queries=4)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, e in LEARNERS.items() if not (e.acts or e.descriptions or e.pretrains)]
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("maml", "prototypical", "in_context") else pytest.mark.slow)
+        for name, e in LEARNERS.items()
+        if not (e.acts or e.descriptions or e.pretrains)
+    ],
 )
 def test_a_loss_of_classes_on_a_regression_is_told_before_the_run(name):
     entry = LEARNERS[name]

@@ -295,6 +295,7 @@ def test_a_cell_of_a_sweep_has_the_numbers_of_its_own_run(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_sweep_in_two_numbers_and_all_seeds(tmp_path):
     """iMAML differentiates by a rule of its own, and a rate of 1e30 stops alone."""
     imaml = functools.partial(jmeta.imaml, MODEL, loss=jmeta.mean_squared_error, inner_steps=2, adjoint=LOOSE)

@@ -15,6 +15,8 @@ from jmeta.runs.entries import DataEntry
 from jmeta.runs.registry import DATA, LEARNERS, MODELS
 from jmeta.runs.run import read_config
 
+QUICK = ("maml_plus_plus", "prototypical", "am3", "transfer")  # one of each family; the others are slow
+
 
 def test_the_demo_is_maml_on_glyphs():
     config = settings.resolve()
@@ -152,7 +154,11 @@ def test_settings_that_are_no_table_are_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("learner", "model"),
     [
-        *((learner, None) for learner in LEARNERS if not LEARNERS[learner].acts),
+        *(
+            pytest.param(name, None, marks=() if name in QUICK else pytest.mark.slow)
+            for name, entry in LEARNERS.items()
+            if not entry.acts
+        ),
         *product(("maml", "prototypical"), ("conv4", "conv4-max", "mlp")),
     ],
 )

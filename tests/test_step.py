@@ -1,7 +1,8 @@
 """What a task draws is its own: it does not depend on how the tasks of a meta-step are divided."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -31,9 +32,12 @@ def vectors():
 DRAWING = {
     "reptile": lambda: (jmeta.reptile(jmeta.linen(Dropped(3)), inner_steps=2, inner_batch=2), vectors()),
     "prototypical": lambda: (jmeta.prototypical(jmeta.linen(Dropped(None))), vectors()),
-    "in_context": lambda: (jmeta.in_context(jmeta.linen(jmeta.MLP(outputs=None, hidden=(8,))), heads=2), vectors()),
+    "in_context": lambda: (
+        jmeta.in_context(jmeta.linen(jmeta.MLP(outputs=None, hidden=(8,))), heads=2, layers=1),
+        vectors(),
+    ),
     "rl2": lambda: (
-        jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Discrete(3))), inner_steps=0),
+        jmeta.rl2(jmeta.linen(jmeta.rl.RecurrentPolicy(Discrete(3), width=4)), inner_steps=0),
         bandit(arms=3, pulls=3),
     ),
 }
@@ -48,6 +52,13 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6), a, b)
 
 
+def collected(learner, source, keys):
+    """θ, the state, and what the learner saw of its tasks."""
+    tasks = jax.vmap(source.sample, (0, None))(keys, source.data)
+    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
+    return params, state, learner.collect(keys, params, state, tasks)
+
+
 def part_of(tree, start, stop):
     return jax.tree.map(lambda x: x[start:stop], tree)
 
@@ -55,14 +66,12 @@ def part_of(tree, start, stop):
 def test_a_batch_is_the_mean_of_its_parts(drawing):
     learner, source = drawing
     keys = jax.random.split(KEY, TASKS)
-    tasks = jax.vmap(source.sample, (0, None))(keys, source.data)
-    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
-    tasks = learner.collect(keys, params, state, tasks)
+    params, state, tasks = jax.jit(functools.partial(collected, learner, source))(keys)
     value_and_gradient = jax.jit(jax.value_and_grad(lambda p, key, batch: learner.objective(key, p, state, batch)[0]))
     whole = value_and_gradient(params, keys, tasks)
     for size in (1, 2):
         parts = [value_and_gradient(params, *part_of((keys, tasks), i, i + size)) for i in range(0, TASKS, size)]
-        assert_close(jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *parts), whole)
+        assert_close(jax.tree.map(lambda *x: np.stack(x).mean(axis=0), *parts), whole)
 
 
 def test_a_step_is_the_same_for_every_chunk(drawing):
@@ -98,7 +107,6 @@ def test_a_learner_that_takes_one_key_is_told():
 def test_one_key_is_split_for_a_batch():
     learner, source = DRAWING["reptile"]()
     keys = jax.random.split(KEY, TASKS)
-    tasks = jax.vmap(source.sample, (0, None))(keys, source.data)
-    params, state = learner.init(KEY, jax.tree.map(lambda x: x[0], tasks))
-    one, each = (learner.objective(key, params, state, tasks)[0] for key in (KEY, keys))
+    params, state, tasks = jax.jit(functools.partial(collected, learner, source))(keys)
+    one, each = jax.jit(lambda: [learner.objective(key, params, state, tasks)[0] for key in (KEY, keys)])()
     assert one == each

@@ -80,10 +80,11 @@ def test_a_program_is_traced_once_to_check_it_and_once_to_run_it():
 def test_a_step_is_sampling_objective_and_update():
     optimizer = optax.sgd(0.1)
     start = jmeta.init(KEY, LEARNER, optimizer, SOURCE)
-    new, info = jmeta.make_step(LEARNER, optimizer, SOURCE, tasks=3, task_chunk=3)(start, None)
+    new, info = jax.jit(jmeta.make_step(LEARNER, optimizer, SOURCE, tasks=3, task_chunk=3))(start, None)
     sample_key, objective_key = jax.random.split(jax.random.fold_in(start.key, 0))
     tasks = jax.jit(jax.vmap(SOURCE.sample, (0, None)))(jax.random.split(sample_key, 3), SOURCE.data)
-    loss, gradient = jax.value_and_grad(lambda p: LEARNER.objective(objective_key, p, {}, tasks)[0])(start.params)
+    value = jax.jit(jax.value_and_grad(lambda p: LEARNER.objective(objective_key, p, {}, tasks)[0]))
+    loss, gradient = value(start.params)
     np.testing.assert_allclose(info["loss"], loss, rtol=1e-6)
     jax.tree.map(
         lambda p, g, q: np.testing.assert_allclose(p - 0.1 * g, q, rtol=1e-5, atol=1e-6),

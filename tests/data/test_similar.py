@@ -67,13 +67,14 @@ def test_the_description_is_the_mean_embedding_and_kinds_are_averaged_where_ther
     attributes = ATTRIBUTES.copy()
     attributes[2] = 0.0  # a class that is told by its similar one alone
     task = task_of({"horse": RELATED, "stripes": attributes}, shots=0, ways=6)
-    params, state = learner.init(jax.random.key(0), task)
+    params, state = jax.jit(learner.init)(jax.random.key(0), task)
     np.testing.assert_array_equal(params["map"]["horse"], np.eye(2))
     # a reader that makes something of nothing
     params = {**params, "describe": jax.tree.map(lambda x: x + 0.1, params["describe"])}
-    adapted = learner.adapt(jax.random.key(2), params, state, task.support)
+    adapt = jax.jit(learner.adapt)
+    adapted = adapt(jax.random.key(2), params, state, task.support)
     pooled = jnp.mean(task.support.descriptions["horse"].images.reshape(6, 2, 16), axis=2).mean(axis=1)
-    only = learner.adapt(
+    only = adapt(
         jax.random.key(2),
         {**params, "map": {**params["map"], "horse": jnp.zeros((2, 2))}},
         state,
@@ -85,11 +86,14 @@ def test_the_description_is_the_mean_embedding_and_kinds_are_averaged_where_ther
     np.testing.assert_array_equal(only.params.points[silent], 0.0)
     assert np.abs(np.asarray(only.params.points)[~silent]).min() > 0 and adapted.params.present.all()
     # in training the moving averages see support, similar classes and queries as one batch
-    _, (after, _) = learner.objective(jax.random.key(3), params, state, jax.tree.map(lambda x: x[None], task))
+    _, (after, _) = jax.jit(learner.objective)(jax.random.key(3), params, state, jax.tree.map(lambda x: x[None], task))
     assert after["model"]["batch_stats"]["rows"] == 6 * 2 + len(task.query.targets)
 
 
-@pytest.mark.parametrize("make", [jmeta.am3, jmeta.late_fusion, jmeta.tip_adapter])
+@pytest.mark.parametrize(
+    "make",
+    [jmeta.tip_adapter, *(pytest.param(make, marks=pytest.mark.slow) for make in (jmeta.am3, jmeta.late_fusion))],
+)
 def test_learners_that_read_descriptions_take_all_kinds(make):
     learner = make(jmeta.linen(jmeta.MLP(outputs=None, hidden=(8,))))
     kinds = {

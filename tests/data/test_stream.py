@@ -51,11 +51,13 @@ def noisy(key, x):
     "options",
     [
         {},
-        {"transform": noisy},
+        pytest.param({"transform": noisy}, marks=pytest.mark.slow),
         {"ways": (2, 3), "shots": (1, 3), "queries": (1, 2)},
-        {"families": np.repeat([0, 1], 4), "ordered": True, "names": list("abcdefgh")},
-        {"descriptions": np.eye(CLASSES), "shots": 0},
-        {"batch": 5, "transform": noisy},
+        pytest.param(
+            {"families": np.repeat([0, 1], 4), "ordered": True, "names": list("abcdefgh")}, marks=pytest.mark.slow
+        ),
+        pytest.param({"descriptions": np.eye(CLASSES), "shots": 0}, marks=pytest.mark.slow),
+        pytest.param({"batch": 5, "transform": noisy}, marks=pytest.mark.slow),
         {"query_balance": 2.0, "transform": noisy},
     ],
     ids=lambda options: "-".join(options) or "plain",

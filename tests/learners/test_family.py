@@ -254,7 +254,7 @@ def pictures(seed):
 def test_maml_plus_plus_with_everything_off_is_maml_bit_for_bit():
     model = jmeta.linen(Convolution())
     plus, maml = (make(model, inner_rate=α, inner_steps=3, **off) for make, off in PAIR)
-    params, state = plus.init(KEY, images())
+    params, state = jax.jit(plus.init)(KEY, images())
     result, expected = (
         jax.grad(lambda p, learner=learner, s=s: learner.objective(KEY, p, s, batch_of(images()))[0])(p)
         for learner, p, s in ((plus, params, state), (maml, params["model"], {}))

@@ -150,7 +150,7 @@ def test_the_objective_is_three_cross_entropies_of_which_the_last_reaches_the_wo
     def objective(d, e, worth):
         return _loss(Evidence(d, e, *arrays[2:], worth), jnp.asarray(y))
 
-    value, gradients = jax.value_and_grad(objective, argnums=(0, 1, 2))(*arrays[:2], jnp.asarray(0.3))
+    value, gradients = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))(*arrays[:2], jnp.asarray(0.3))
     np.testing.assert_allclose(value, images + texts + fusion(0.3), rtol=1e-12)
     np.testing.assert_allclose(gradients[2], (fusion(0.3 + 1e-6) - fusion(0.3 - 1e-6)) / 2e-6, rtol=1e-5)
     # a reader learns nothing of the classes of its own fold, the last one all

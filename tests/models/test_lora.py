@@ -32,7 +32,7 @@ def test_the_network_starts_as_it_was_and_each_kernel_has_a_change_of_its_rank()
     images = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
     plain = jmeta.linen(Network())
     model = jmeta.lora(plain, 2, alpha=6.0)
-    (own, _), (params, state) = (m.init(jax.random.key(0), images) for m in (plain, model))
+    (own, _), (params, state) = (jax.jit(m.init)(jax.random.key(0), images) for m in (plain, model))
     outputs, _ = model.apply(jax.random.key(2), params, state, images, train=True)
     np.testing.assert_allclose(outputs, plain.apply(jax.random.key(2), own, {}, images, train=True)[0], rtol=1e-6)
     shapes = {name: leaf.shape for name, leaf in factors(params).items()}

@@ -133,7 +133,7 @@ def test_max_pooling_keeps_its_gradient_when_tasks_are_vmapped(norm, float64):
     network = jmeta.Conv4(pooling="max", norm=norm, head_init="random")
     random = np.random.default_rng(0)
     images = jnp.asarray(random.random((2, 5, 28, 28, 1)))
-    params = network.init(jax.random.key(0), images[0].astype(jnp.float32))["params"]
+    params = jax.jit(network.init)(jax.random.key(0), images[0].astype(jnp.float32))["params"]
 
     def gradient(dtype):
         def value(params, images):
@@ -197,14 +197,14 @@ def test_conv4_is_its_four_blocks():
 def test_conv4_by_default_is_four_blocks_with_group_norm_and_a_head_of_zeros():
     images = normal(0, (3, 17, 16, 1))
     network = jmeta.Conv4(outputs=None, features=4, groups=2, pooling="stride")
-    variables = network.init(jax.random.key(0), images)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
     x = images
     for i in range(4):
         kernel = {"params": variables["params"][f"Conv_{i}"]}
         x = nn.Conv(4, (3, 3), strides=2, use_bias=False).apply(kernel, x)
         x = nn.relu(grouped(x, 2).astype(np.float32))
-    np.testing.assert_allclose(network.apply(variables, images), x.reshape(3, -1), atol=1e-4)
-    logits = jmeta.Conv4(outputs=5).init_with_output(jax.random.key(0), images)[0]
+    np.testing.assert_allclose(jax.jit(network.apply)(variables, images), x.reshape(3, -1), atol=1e-4)
+    logits = jax.jit(jmeta.Conv4(outputs=5).init_with_output)(jax.random.key(0), images)[0]
     assert not np.asarray(logits).any()
 
 
