@@ -69,7 +69,8 @@ def smallest(name):
     else:
         norm = getattr(network, "keywords", {}).get("norm", "group")
         module = Network(None if entry.embedding else WAYS, norm, **{n: 3 for n in entry.network if n == "context"})
-    options = {option: 1 for option in ("inner_steps", "layers") if option in inspect.signature(entry.make).parameters}
+    sizes = {"inner_steps": 1, "layers": 1, "proximal": 20.0}  # with which the Hessian of iMAML is positive definite
+    options = {name: n for name, n in sizes.items() if name in inspect.signature(entry.make).parameters}
     tasks = drawn(entry.acts, entry.pretrains)
     return entry.make(jmeta.linen(module), **options), jmeta.TaskSource(tasks, one_of, {})
 
