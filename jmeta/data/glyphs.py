@@ -227,7 +227,7 @@ def relatives(data: Glyphs) -> dict[str, Int[np.ndarray, "classes"]]:
     table = np.zeros((len(sets), len(index)), np.float32)  # counts are exact, and sums of products quick
     for row, attributes in zip(table, sets, strict=True):
         row[[index[attribute] for attribute in attributes]] = 1
-    of_marks = np.asarray([name.startswith(("mark ", "marked ")) for name in index])
+    of_marks = np.asarray([name.startswith(("mark ", "marked ")) for name in index], dtype=bool)
     base, marks = table[:, ~of_marks], table[:, of_marks]
     few = marks.sum(axis=1)[None]
     unknown = np.eye(len(sets), dtype=bool) | (data.splits != 0)[None]

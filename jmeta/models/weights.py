@@ -255,7 +255,7 @@ def read_weights(file: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{file} is damaged, or no {path.suffix} file of weights; get it anew.") from error
 
 
-_SAFETENSORS = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": jnp.bfloat16, "BOOL": "?"}
+_SAFETENSORS: dict[str, Any] = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": jnp.bfloat16, "BOOL": "?"}
 _SAFETENSORS |= {f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 
 
