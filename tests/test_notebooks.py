@@ -1,5 +1,6 @@
 """Notebooks run from top to bottom: the first with few steps in each test run, all as they stand in the slow ones."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ LEARNED = {  # what many steps have learned
     'assert after["mean_return"] - after["ci95"] > before["mean_return"] + before["ci95"] + 10',
     "04-architecture-search": 'best_random = max(results[f"random {i}"]["accuracy"] for i in range(3))\n'
     'assert results["found"]["accuracy"] > best_random',
+    "05-text": 'assert results[0]["accuracy"] > 0.85 and results[5]["accuracy"] > 0.95',
 }
 
 
@@ -49,6 +51,9 @@ def test_notebook_with_few_steps(notebook):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebook(notebook, monkeypatch):
+    for folder in re.findall(r'os.environ\[\\"(\w+)', notebook.read_text()):
+        if folder not in os.environ:
+            pytest.skip(f"needs {folder}")
     for name in ("JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION", "XLA_FLAGS"):
         monkeypatch.delenv(name, raising=False)  # as a user has it
     execute(notebook, check=LEARNED[notebook.stem])
