@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 import jmeta
 from jmeta.inner import _equations
 from jmeta.models.convolution import conv_p
-from jmeta.models.networks import max_pool
 from jmeta.models.norms import norm_layer
+from jmeta.models.pooling import max_pool
 
 α = 0.1
 

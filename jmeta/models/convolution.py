@@ -14,183 +14,33 @@ independent pairs (the tasks), lowered to the form that the backend runs fast:
 * on request, on NVIDIA GPUs: the kernels of `pallas_convolution`, which write no patches.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from jmeta.models.lowerings import (
+    Window,
+    conv_loop,
+    conv_matmul,
+    conv_shape,
+    input_gradient_loop,
+    input_gradient_matmul,
+    input_gradient_shape,
+    ones,
+    weight_gradient_loop,
+    weight_gradient_matmul,
+    weight_gradient_shape,
+)
 
-class Window(NamedTuple):
-    """The static side of a convolution over S spatial axes.
-
-    Args:
-        inputs: spatial size of x.
-        kernel: spatial size of w.
-        strides: step of the window.
-        padding: `(low, high)` of each axis.
-        dilation: spacing of the kernel's entries.
-        precision: as in `jax.lax.Precision`; None is the backend's default.
-        lowering: `"loop"`, `"patches"` or `"pallas"`; None is the backend's default.
-    """
-
-    inputs: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    precision: Any = None
-    lowering: str | None = None
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """Spatial size of conv(x, w)."""
-        return tuple(
-            max(0, (n + lo + hi - (k - 1) * d - 1) // s + 1) for n, k, s, (lo, hi), d in zip(*self[:5], strict=True)
-        )
-
-    @property
-    def input_gradient_padding(self) -> tuple[tuple[int, int], ...]:
-        """Padding that makes the dilated output, convolved with the flipped kernel, as large as the input."""
-        return tuple(
-            ((k - 1) * d - lo, n - (o - 1) * s - 1 + lo)
-            for (n, k, s, (lo, _), d), o in zip(zip(*self[:5], strict=True), self.outputs, strict=True)
-        )
-
-    @property
-    def weight_gradient_padding(self) -> tuple[tuple[int, int], ...]:
-        """Padding that makes the input, convolved with the dilated output, as large as the kernel."""
-        return tuple(
-            (lo, (k - 1) * d + (o - 1) * s + 1 - n - lo)
-            for (n, k, s, (lo, _), d), o in zip(zip(*self[:5], strict=True), self.outputs, strict=True)
-        )
-
-
-Sizes = Sequence[int]
-Padding = Sequence[tuple[int, int]]
 LOWERINGS = ("loop", "patches", "pallas")
-
-
-def _canonical(
-    x: Array, w: Array, strides: Sizes, padding: Padding, x_dilation: Sizes, w_dilation: Sizes, precision: Any
-) -> Array:
-    if math.prod(x.shape[1:-1]) < math.prod(w.shape[:-2]):
-        # XLA would exchange an input with a kernel that is larger, and the exchanged convolution runs in a scalar loop.
-        patches = _patches(x[None], w.shape[:-2], strides, padding, x_dilation, w_dilation)[0]
-        return jnp.matmul(patches, w.reshape(-1, w.shape[-1]), precision=precision)
-    space = "HWD"[: len(strides)]
-    layout = (f"N{space}C", f"{space}IO", f"N{space}C")
-    return lax.conv_general_dilated(x, w, strides, padding, x_dilation, w_dilation, layout, precision=precision)
-
-
-def _patches(x: Array, kernel: Sizes, strides: Sizes, padding: Padding, x_dilation: Sizes, w_dilation: Sizes) -> Array:
-    """[B, N, *S, C] -> [B, N, *O, kernel * C]: strided slices of the padded input, kernel position first."""
-    interior = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, x_dilation, strict=True)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *interior, (0, 0, 0)])
-    sizes = [
-        (n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(x.shape[2:-1], kernel, strides, w_dilation, strict=True)
-    ]
-
-    def window(position: tuple[int, ...]) -> Array:
-        start = [p * d for p, d in zip(position, w_dilation, strict=True)]
-        limit = [a + (o - 1) * s + 1 for a, o, s in zip(start, sizes, strides, strict=True)]
-        return lax.slice(x, (0, 0, *start, 0), (*x.shape[:2], *limit, x.shape[-1]), (1, 1, *strides, 1))
-
-    return jnp.concatenate([window(position) for position in np.ndindex(*kernel)], axis=-1)
-
-
-def _one(axes: Sequence[int]) -> tuple[int, ...]:
-    return (1,) * len(axes)
-
-
-def _flipped(w: Array) -> Array:
-    """[B, *K, C, F] -> [B, *K, F, C] with the spatial axes reversed."""
-    return jnp.swapaxes(lax.rev(w, tuple(range(1, w.ndim - 2))), -1, -2)
-
-
-def _spatial(x: Array) -> tuple[int, ...]:
-    return tuple(range(1, x.ndim - 1))
-
-
-def _over_pairs(function: Any, a: Array, b: Array) -> Array:
-    """Applies a function of one pair to each in turn; a single pair needs no loop."""
-    if a.shape[0] == 1:
-        return function(a[0], b[0])[None]
-    return lax.map(lambda pair: function(*pair), (a, b))
-
-
-# Each operation twice: as canonical convolutions, one pair after the other, and as a batched matmul of patches.
-
-
-def _conv_loop(x: Array, w: Array, *, window: Window) -> Array:
-    one = _one(window.kernel)
-    return _over_pairs(
-        lambda x, w: _canonical(x, w, window.strides, window.padding, one, window.dilation, window.precision), x, w
-    )
-
-
-def _conv_matmul(x: Array, w: Array, *, window: Window) -> Array:
-    patches = _patches(x, window.kernel, window.strides, window.padding, _one(window.kernel), window.dilation)
-    return jnp.einsum("b...k,bkf->b...f", patches, w.reshape(w.shape[0], -1, w.shape[-1]), precision=window.precision)
-
-
-def _input_gradient_loop(g: Array, w: Array, *, window: Window) -> Array:
-    one = _one(window.kernel)
-    return _over_pairs(
-        lambda g, w: _canonical(
-            g, w, one, window.input_gradient_padding, window.strides, window.dilation, window.precision
-        ),
-        g,
-        _flipped(w),
-    )
-
-
-def _input_gradient_matmul(g: Array, w: Array, *, window: Window) -> Array:
-    patches = _patches(
-        g, window.kernel, _one(window.kernel), window.input_gradient_padding, window.strides, window.dilation
-    )
-    return jnp.einsum(
-        "b...k,bkc->b...c", patches, _flipped(w).reshape(w.shape[0], -1, w.shape[-2]), precision=window.precision
-    )
-
-
-def _weight_gradient_loop(x: Array, g: Array, *, window: Window) -> Array:
-    one = _one(window.kernel)
-
-    def pair(x: Array, g: Array) -> Array:
-        space = _spatial(x)
-        x, g = x.transpose(x.ndim - 1, *space, 0), g.transpose(*space, 0, g.ndim - 1)
-        w = _canonical(x, g, window.dilation, window.weight_gradient_padding, one, window.strides, window.precision)
-        return w.transpose(*space, 0, w.ndim - 1)
-
-    return _over_pairs(pair, x, g)
-
-
-def _weight_gradient_matmul(x: Array, g: Array, *, window: Window) -> Array:
-    patches = _patches(x, window.kernel, window.strides, window.padding, _one(window.kernel), window.dilation)
-    flat = patches.reshape(x.shape[0], -1, patches.shape[-1])
-    w = jnp.einsum("bpk,bpf->bkf", flat, g.reshape(g.shape[0], -1, g.shape[-1]), precision=window.precision)
-    return w.reshape(x.shape[0], *window.kernel, x.shape[-1], g.shape[-1])
-
-
-def _conv_shape(x: Any, w: Any, window: Window) -> tuple[Any, ...]:
-    return (*x.shape[:2], *window.outputs, w.shape[-1])
-
-
-def _input_gradient_shape(g: Any, w: Any, window: Window) -> tuple[Any, ...]:
-    return (*g.shape[:2], *window.inputs, w.shape[-2])
-
-
-def _weight_gradient_shape(x: Any, g: Any, window: Window) -> tuple[Any, ...]:
-    return (x.shape[0], *window.kernel, x.shape[-1], g.shape[-1])
 
 
 def _bilinear(
@@ -239,15 +89,15 @@ def _fold(x: Array, axis: int, target: int) -> Array:
     return x.reshape(*x.shape[:target], -1, *x.shape[target + 2 :])
 
 
-conv_p = _bilinear("task_conv", _conv_shape, _conv_loop, _conv_matmul, ((1, 1), (-1, -1)))
+conv_p = _bilinear("task_conv", conv_shape, conv_loop, conv_matmul, ((1, 1), (-1, -1)))
 input_gradient_p = _bilinear(
-    "task_conv_input_gradient", _input_gradient_shape, _input_gradient_loop, _input_gradient_matmul, ((1, 1), (-2, -1))
+    "task_conv_input_gradient", input_gradient_shape, input_gradient_loop, input_gradient_matmul, ((1, 1), (-2, -1))
 )
 weight_gradient_p = _bilinear(
     "task_conv_weight_gradient",
-    _weight_gradient_shape,
-    _weight_gradient_loop,
-    _weight_gradient_matmul,
+    weight_gradient_shape,
+    weight_gradient_loop,
+    weight_gradient_matmul,
     ((-1, -2), (-1, -1)),
 )
 
@@ -320,7 +170,7 @@ def conv_general_dilated(
         interior = [(0, 0, d - 1) for d in lhs_dilation]
         lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *interior, (0, 0, 0)])
     inputs, kernel, strides = lhs.shape[1:-1], rhs.shape[:-2], tuple(window_strides)
-    dilation = tuple(rhs_dilation) if rhs_dilation is not None else _one(strides)
+    dilation = tuple(rhs_dilation) if rhs_dilation is not None else ones(strides)
     if isinstance(padding, str):
         spread = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         padding = lax.padtype_to_pads(inputs, spread, strides, padding)

@@ -14,6 +14,7 @@ from jmeta.models.convolution import Conv
 from jmeta.models.norms import BatchNorm as BatchNorm
 from jmeta.models.norms import GroupNorm as GroupNorm
 from jmeta.models.norms import Norm, as_last, check_choice, check_dtype, norm_layer
+from jmeta.models.pooling import max_pool
 from jmeta.tree import widened
 
 Pooling = Literal["stride", "max"]
@@ -157,13 +158,3 @@ class Conv4(nn.Module):
             start = nn.initializers.zeros_init() if self.head_init == "zeros" else nn.initializers.lecun_normal()
             x = nn.Dense(self.outputs, dtype=self.dtype, name="head", kernel_init=start)(x)
         return widened(x)
-
-
-def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n height//2 width//2 channels"]:
-    """2x2 max-pooling as reshape and max, whose second derivative is fast where `reduce_window`'s is not.
-
-    An odd last row or column is left away, as by VALID padding.
-    """
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))

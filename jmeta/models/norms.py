@@ -210,6 +210,8 @@ def _moments_jvp(ε: float, primals: Any, tangents: Any) -> Any:
 
 def _mean(x: Array, weights: Array | None) -> Array:
     """Over rows and features of `[batches, rows, groups, features]`; rows first, whose sums are those of vectors."""
+    if weights is None and x.shape[3] == 1:  # two reductions are slow in forward over reverse
+        return x.mean(axis=(1, 3), keepdims=True)
     rows = x.mean(axis=1, keepdims=True) if weights is None else jnp.einsum("r,brgf->bgf", weights, x)[:, None]
     return rows.mean(axis=3, keepdims=True)
 
@@ -220,9 +222,7 @@ def _normalised(
     factor = r if γ is None else r * as_last(γ, r)
     shift = as_last(β, factor) - μ * factor
     if pool is not None:
-        # max(a x + b) = |a| max(sign(a) x) + b. The derivative of a maximum asks which entry equals it, which is safe
-        # for x, the result of a convolution, and wrong for a value that XLA computes a second time in a fusion with
-        # other rounding; and a quarter of the entries is left to normalise.
+        # max(a x + b) = |a| max(sign(a) x) + b, which leaves a quarter of the entries to normalise
         sign = jnp.where(factor < 0, -jnp.ones_like(factor), jnp.ones_like(factor))
         x, factor = pool(x * as_last(sign, x) if γ is not None else x), sign * factor
     y = x * as_last(factor, x) + as_last(shift, x)

@@ -13,6 +13,7 @@ from jmeta.errors import ModelError
 from jmeta.inputs import as_floats
 from jmeta.models.convolution import Conv
 from jmeta.models.norms import Norm, check_choice, check_dtype, norm_layer
+from jmeta.models.pooling import max_pool
 from jmeta.tree import widened
 
 
@@ -75,7 +76,7 @@ class ResNet12(nn.Module):
         norm: Any = {"norm": self.norm, "scale": self.scale, "groups": self.groups}
         for i, features in enumerate(self.features, start=1):
             block = _Block(features, norm, self.dtype, name=f"layer{i}.0")
-            x = _pooled(block(x, train, mask))
+            x = max_pool(block(x, train, mask))
             if self.dropout and train and self.has_rng("dropout"):
                 x = drop_block(self.make_rng("dropout"), x, self.dropout, self.block if i > 2 else 1)
         x = widened(x).mean(axis=(1, 2))
@@ -105,20 +106,6 @@ class _Block(nn.Module):
             y = normalised(y, 3, f"conv{i}", f"bn{i}")
             y = y if i == 3 else nn.leaky_relu(y, 0.1)
         return nn.leaky_relu(y + normalised(x, 1, "downsample.0", "downsample.1"), 0.1)
-
-
-def _pooled(x: Array) -> Array:
-    """2x2 max-pooling by choice of the larger; an odd last row or column is left away.
-
-    The derivative of a maximum asks which entry equals it, and XLA may compute the entries a second time with other
-    rounding, so that none does: here they are sums, not results of a convolution that it keeps.
-    """
-    n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(n, height // 2, 2, width // 2, 2, channels)
-    for axis in (4, 2):
-        a, b = (lax.index_in_dim(x, i, axis, keepdims=False) for i in (0, 1))
-        x = jnp.where(a >= b, a, b)
-    return x
 
 
 def drop_block(

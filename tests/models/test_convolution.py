@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import jmeta
-from jmeta.models import convolution
+from jmeta.models import lowerings
 from jmeta.models.convolution import Window, conv_general_dilated
 
 # name: shape of x, shape of w, strides, padding, options
@@ -124,7 +124,7 @@ def test_the_lowerings_agree(name, pairs, float64):
     def lowered():
         operands = {"conv": (x, w), "input_gradient": (g, w), "weight_gradient": (x, g)}
         return [
-            [getattr(convolution, f"_{name}_{how}")(*ab, window=window) for name, ab in operands.items()]
+            [getattr(lowerings, f"{name}_{how}")(*ab, window=window) for name, ab in operands.items()]
             for how in ("loop", "matmul")
         ]
 
@@ -206,3 +206,17 @@ def test_layer_is_that_of_linen(inputs, options):
 def test_what_it_cannot_do_is_told(shape, options, message):
     with pytest.raises(ValueError, match=message):
         conv_general_dilated(jnp.ones(shape), jnp.ones((3, 3, 1, 2)), (1, 1), "VALID", **options)
+
+
+@pytest.mark.parametrize(("block", "parts"), [(1 << 20, 1), (1200, 3), (1, 7)])
+def test_a_weight_gradient_is_the_sum_over_blocks_of_examples(block, parts, float64, monkeypatch):
+    """Of as many as fit the cache, uneven where the number does not divide."""
+    monkeypatch.setattr(lowerings, "BLOCK_BYTES", block)
+    x, g = normal(0, (7, 5, 6, 2)), normal(1, (7, 3, 3, 4))
+
+    def gradient(conv):
+        return lambda x, g: jax.vjp(lambda w: conv(x, w), jnp.zeros((3, 3, 2, 4)))[1](g)[0]
+
+    ours, theirs = map(gradient, both((2, 2), "SAME"))
+    assert str(jax.jit(ours).lower(x, g).as_text()).count("stablehlo.convolution") == parts
+    assert_close(jax.jit(ours)(x, g), jax.jit(theirs)(x, g))

@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 import jmeta
-from jmeta.models.networks import max_pool
 from jmeta.models.norms import BatchNorm
+from jmeta.models.pooling import max_pool
 
 
 def grouped(x, groups, ε=1e-3):
@@ -148,6 +148,16 @@ def test_max_pooling_keeps_its_gradient_when_tasks_are_vmapped(norm, float64):
 
     for ours, exact in zip(*map(jax.tree.leaves, (gradient(jnp.float32), gradient(jnp.float64))), strict=True):
         assert np.linalg.norm(ours - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_max_pooling_goes_to_the_first_of_the_largest():
+    x = jnp.asarray([[1.0, 3.0, 2.0, 2.0, 9.0], [3.0, 0.0, 2.0, 1.0, 9.0], [9.0, 9.0, 9.0, 9.0, 9.0]])[None, ..., None]
+    y, gradient = jax.jit(lambda x: (max_pool(x), jax.grad(lambda x: max_pool(x).sum())(x)))(x)
+    assert y.ravel().tolist() == [3.0, 2.0]
+    expected = np.zeros((3, 5))
+    expected[0, 1] = expected[0, 2] = 1.0
+    np.testing.assert_array_equal(gradient[0, ..., 0], expected)
+    assert np.isnan(max_pool(x.at[0, 1, 1].set(jnp.nan))[0, 0, 0])
 
 
 # the network of MAML on Omniglot
