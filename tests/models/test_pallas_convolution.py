@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import jmeta
-from jmeta.models import convolution, pallas_convolution
+from jmeta.models import lowerings, pallas_convolution
 from jmeta.models.convolution import Window, conv_general_dilated
 
 pallas = partial(conv_general_dilated, lowering="pallas")
@@ -63,7 +63,7 @@ def test_the_kernels_agree_with_the_loop(case, dtype):
             pallas_convolution.apply(p, *operands[o], window, True, fails)
             for p, o in zip(primitives, operands, strict=True)
         ]
-        theirs = [getattr(convolution, f"_{o}_loop")(*ab, window=window) for o, ab in operands.items()]
+        theirs = [getattr(lowerings, f"{o}_loop")(*ab, window=window) for o, ab in operands.items()]
         return ours, theirs
 
     ours, theirs = run()
