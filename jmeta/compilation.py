@@ -26,6 +26,8 @@ _CPU_OPTIONS: dict[str, Any] = {
 def compiler_options() -> dict[str, Any] | None:
     """What `jmeta.fit` and `jmeta.evaluate` pass to the compiler, for a `jax.jit` of your own around `jmeta.make_step`.
 
+    They pass it where there is no mesh: over several devices of a CPU a program with them was seen to be wrong.
+
     Returns:
         On CPU the options that leave convolutions to the library that is fast on their gradients, if this XLA knows
         them; None elsewhere.
@@ -76,7 +78,8 @@ class Compiled:
         with self._lock:
             if key not in self._programs:
                 # the static arguments are kept with it, so that an identity in the key is not given to another object
-                options = None if self._nested else compiler_options()
+                # With them a program over devices of a CPU gave a wrong sum (JAX 0.10.2, 16 tasks a device): not there.
+                options = None if self._nested or static.get("mesh") is not None else compiler_options()
                 jitted = jax.jit(partial(self._function, **static), compiler_options=options)
                 self._programs[key] = (jitted, static)
             self._programs.move_to_end(key)
