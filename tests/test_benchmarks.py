@@ -41,6 +41,13 @@ def test_case_names_are_unique():
     assert len(BY_NAME) == len(CASES)
 
 
+@pytest.mark.slow
+def test_two_devices_have_the_loss_of_one_in_a_long_loop_over_tasks():
+    """16 tasks a device, five steps of max-pooling: with experimental options of the compiler it was another one."""
+    case = replace(BY_NAME["max-pool, exact, 5 steps, 15 queries"], steps=1)
+    assert len(measure(case, ["jmeta", "two devices"], calls=1, budget=0)["systems"]) == 2  # and compares the losses
+
+
 @pytest.mark.parametrize(
     "name",
     [
