@@ -77,10 +77,10 @@ class Compiled:
         key = tuple((name, made_of(value)) for name, value in sorted(static.items()))
         with self._lock:
             if key not in self._programs:
-                # the static arguments are kept with it, so that an identity in the key is not given to another object
-                # With them a program over devices of a CPU gave a wrong sum (JAX 0.10.2, 16 tasks a device): not there.
+                # with options a program over several devices of a CPU gave a wrong sum (JAX 0.10.2, 16 tasks a device)
                 options = None if self._nested or static.get("mesh") is not None else compiler_options()
                 jitted = jax.jit(partial(self._function, **static), compiler_options=options)
+                # the static arguments are kept with it, so that an identity in the key is not given to another object
                 self._programs[key] = (jitted, static)
             self._programs.move_to_end(key)
             while len(self._programs) > self._size:

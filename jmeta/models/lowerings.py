@@ -117,7 +117,7 @@ BLOCK_BYTES, BLOCKS = 2**20, 16
 def _blocks(x: Array, g: Array) -> int:
     """In how many blocks of examples a weight gradient is summed up, so that each fits the cache.
 
-    Its operands are transposed, examples last; a sum over more of them than fit took up to four times as long.
+    Its operands are transposed, examples last; a sum over more of them than fit takes far longer.
     """
     if not all(isinstance(n, int) for n in (*x.shape, *g.shape)):  # in an exported program, for any number
         return 1

@@ -24,24 +24,24 @@ def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n heig
     """
     # JAX's own derivative of a maximum asks which entries equal it, and counts them: more passes over x, and where XLA
     # computes x twice, in two roundings, none is equal.
-    return _largest(x)[0]
+    return _windows(x).max(axis=(2, 4))
 
 
 @max_pool.defjvp
 def _max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, place = _largest(*primals)
-    ẋ = _windows(*tangents)
+    place, ẋ = _place(*primals), _windows(*tangents)
     places = sum(i * lax.broadcasted_iota(jnp.int8, ẋ.shape, axis) for i, axis in ((2, 2), (1, 4)))
-    return y, jnp.where(place[:, :, None, :, None] == places, ẋ, jnp.zeros((), ẋ.dtype)).sum(axis=(2, 4))
+    return max_pool(*primals), jnp.where(place[:, :, None, :, None] == places, ẋ, jnp.zeros((), ẋ.dtype)).sum(
+        axis=(2, 4)
+    )
 
 
-def _largest(x: Array) -> tuple[Array, Array]:
-    """The maximum of each window, and at which of its four places it is."""
+def _place(x: Array) -> Array:
+    """At which of the four places of each window its maximum is."""
     windows = _windows(x)
     a, b, c, d = (windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
     upper, lower = jnp.maximum(a, b), jnp.maximum(c, d)
-    place = jnp.where(lower > upper, jnp.where(d > c, 3, 2), jnp.where(b > a, 1, 0))
-    return windows.max(axis=(2, 4)), place.astype(jnp.int8)
+    return jnp.where(lower > upper, jnp.where(d > c, 3, 2), jnp.where(b > a, 1, 0)).astype(jnp.int8)
 
 
 def _windows(x: Array) -> Array:
