@@ -140,31 +140,52 @@ def baseline_plus_plus(
     return _fine_tuned(model, logits, draw, problem, softmax_cross_entropy, new_head=True)
 
 
-def linear_probe(model: Model, *, penalty: Number = 1e-2, maxiter: int = 30) -> MetaLearner:
+def linear_probe(
+    model: Model,
+    *,
+    penalty: Number = 1e-2,
+    maxiter: int = 30,
+    teacher: tuple[Params, State] | None = None,
+    imitation: Number = 0.5,
+    softness: Number = 4.0,
+) -> MetaLearner:
     """Linear probe: transfer learning with logistic regression on frozen embeddings, solved by L-BFGS.
 
     With z = f_θ(x) / ‖f_θ(x)‖ of the pre-trained body: min over W, b of L(W z + b, y) + ½ λ ‖W‖² on the support.
+
+    With a teacher, which is the classifier that an earlier pre-training left, pre-training minimises
+
+        (1 − γ) L(s, y) + γ T² KL(softmax(t / T) ‖ softmax(s / T))
+
+    for its logits t and those s of the new classifier: self-distillation, of one generation or more in turn.
 
     Args:
         model: the embedding f_θ, as for `transfer`.
         penalty: λ.
         maxiter: steps of L-BFGS.
+        teacher: parameters and state of this learner after an earlier pre-training on the same classes,
+            `(fitted.params, fitted.state)`.
+        imitation: γ.
+        softness: T.
 
     Returns:
         The learner, trained and evaluated as `transfer`.
 
     Raises:
-        ConfigError: λ is not positive, or `maxiter` below 1.
+        ConfigError: λ or T is not positive, γ not from 0 to 1, or `maxiter` below 1.
 
     Example:
-        >>> import jmeta
-        >>> learner = jmeta.linear_probe(jmeta.linen(jmeta.Conv4(outputs=None, norm="running")))
+        >>> import jax, jmeta
+        >>> model, batches = jmeta.linen(jmeta.Conv4(outputs=None, features=8)), jmeta.glyphs(batch=64)
+        >>> first = jmeta.fit(jax.random.key(0), jmeta.linear_probe(model), batches, steps=2, tasks=1)
+        >>> learner = jmeta.linear_probe(model, teacher=(first.params, first.state))
+        >>> second = jmeta.fit(jax.random.key(1), learner, batches, steps=2, tasks=1)
 
     Reference: Tian, Wang, Krishnan, Tenenbaum, Isola 2020, "Rethinking Few-Shot Image Classification: a Good Embedding
     Is All You Need?", section 3, https://arxiv.org/abs/2003.11539.
 
-    Differences from the paper: no self-distillation; it augments the support of one shot five times, which is left to
-    the source of tasks here.
+    Differences from the paper: it augments the support of one shot five times, which is left to the source of tasks
+    here.
     """
     if violated(penalty > 0):
         raise ConfigError(
@@ -172,6 +193,10 @@ def linear_probe(model: Model, *, penalty: Number = 1e-2, maxiter: int = 30) -> 
         )
     if maxiter < 1:
         raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
+    if violated((imitation >= 0) & (imitation <= 1)):
+        raise ConfigError(f"imitation is {imitation}; give a share from 0 to 1.")
+    if violated(softness > 0):
+        raise ConfigError(f"softness is {softness}; give a positive number.")
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         check_examples("support", support)
@@ -179,7 +204,12 @@ def linear_probe(model: Model, *, penalty: Number = 1e-2, maxiter: int = 30) -> 
         head, value = logistic_regression(unit(z), support.targets, penalty=penalty, maxiter=maxiter)
         return Adapted({"body": params["body"], "head": head}, state, {"inner_loss": value})
 
-    learner = _pretrained(model, linear, softmax_cross_entropy)
+    def imitated(outputs: Float[Array, "n ways"], told: Float[Array, "n ways"], query: Examples) -> Float[Array, ""]:
+        p = jax.nn.softmax(told / softness)
+        divergence = optax.losses.kl_divergence(jax.nn.log_softmax(outputs / softness), p).mean()
+        return (1 - imitation) * measured(softmax_cross_entropy, outputs, query) + imitation * softness**2 * divergence
+
+    learner = _pretrained(model, linear, softmax_cross_entropy, teacher=teacher, imitated=imitated)
     probe = with_head(model, lambda z, head: linear(unit(z), head))
     return learner._replace(adapt=adapt, predict=answers(probe))
 
@@ -258,8 +288,18 @@ def init_classifier(model: Model, key: Key[Array, ""], task: Task) -> tuple[Para
     return {"body": body, "head": {"kernel": kernel, "bias": jnp.zeros(shape[1:], z.dtype)}}, state
 
 
-def _pretrained(model: Model, logits: Logits, loss: Loss, batches: bool = True) -> MetaLearner:
-    """Pre-training: no inner loop, and the queries of a task are examples of all classes."""
+def _pretrained(
+    model: Model,
+    logits: Logits,
+    loss: Loss,
+    batches: bool = True,
+    teacher: tuple[Params, State] | None = None,
+    imitated: Callable[..., Float[Array, ""]] | None = None,
+) -> MetaLearner:
+    """Pre-training: no inner loop, and the queries of a task are examples of all classes.
+
+    With a teacher the loss is `imitated(outputs, those of the teacher, query)`.
+    """
     check_model(model)
     network = with_head(model, logits)
 
@@ -272,7 +312,10 @@ def _pretrained(model: Model, logits: Logits, loss: Loss, batches: bool = True) 
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         outputs, state = outputs_of(network, key, params, state, task.query, train=True)
-        return measured(loss, outputs, task.query), (state, {})
+        if teacher is None or imitated is None:
+            return measured(loss, outputs, task.query), (state, {})
+        told, _ = outputs_of(network, key, *teacher, task.query, train=False)
+        return imitated(outputs, told, task.query), (state, {})
 
     def not_adapted(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         return Adapted(params, state, {})

@@ -140,9 +140,11 @@ def read_descriptions(
 
 def init_aligned(model: Model, key: Key[Array, ""], task: Task) -> tuple[Params, State]:
     """θ and state of f (`"model"`), which reads descriptions too; `DataError` unless they are what it takes."""
-    given, shape = task.support.descriptions, jnp.shape(task.query.inputs)[1:]
-    told = "token ids" if isinstance(given, TokenIds) else f"of shape {list(getattr(given, 'shape', ()))}"
-    if getattr(given, "shape", ())[1:] != shape:
+    given, inputs = task.support.descriptions, task.query.inputs
+    is_text, shape = isinstance(given, TokenIds), jnp.shape(inputs)[1:]
+    reads = len(shape) == 1 and jnp.issubdtype(jnp.result_type(inputs), jnp.integer)  # token ids, of any width
+    if not (reads if is_text else getattr(given, "shape", ())[1:] == shape):
+        told = "token ids" if is_text else f"of shape {list(getattr(given, 'shape', ()))}"
         raise DataError(
             f"descriptions are {told} and inputs [n, {', '.join(map(str, shape))}]; give such as the network takes, as "
             "jmeta.from_embeddings(x, labels, names) does, or leave aligned away."
@@ -155,9 +157,9 @@ def read_aligned(
     model: Model, key: Key[Array, ""], params: Params, state: State, support: Examples
 ) -> Float[Array, "ways features"]:
     """wₖ = f(description of class k)."""
-    return jnp.asarray(
-        model.apply(key, params["model"], state["model"], jnp.asarray(support.descriptions), train=False)[0]
-    )
+    given = support.descriptions
+    seen = jnp.asarray(given.ids if isinstance(given, TokenIds) else given)
+    return jnp.asarray(model.apply(key, params["model"], state["model"], seen, train=False)[0])
 
 
 def _own(describe: Describe, name: str) -> Model | None:

@@ -163,6 +163,25 @@ def test_names_go_through_the_network_of_the_examples(make):
         run(make(jmeta.identity(), aligned=True), x, y, names[:, :4], q)
 
 
+def test_names_of_another_width_go_through_the_network_of_the_texts():
+    random = np.random.default_rng(0)
+    ids, names = random.integers(1, 50, (6, 7), np.int32), random.integers(1, 50, (WAYS, 4), np.int32)
+    learner = jmeta.fused_cosine(jmeta.linen(jmeta.TextEncoder(buckets=50, features=8)), aligned=True)
+    targets = jnp.asarray(task()[1], jnp.float32)
+
+    def answers(descriptions, inputs=ids):
+        support, key = Examples(jnp.asarray(inputs), targets, descriptions), jax.random.key(0)
+        params, state = learner.init(key, jmeta.Task(support, Examples(jnp.asarray(inputs), targets)))
+        return learner.predict(key, learner.adapt(key, params, state, support), jnp.asarray(inputs))
+
+    filled = jnp.asarray(np.pad(names, ((0, 0), (0, 3))))
+    found = answers(jmeta.TokenIds(jnp.asarray(names)))
+    np.testing.assert_allclose(found, answers(jmeta.TokenIds(filled)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, answers(filled), rtol=1e-5, atol=1e-5)
+    with pytest.raises(jmeta.DataError, match=r"descriptions are token ids and inputs \[n, 7\]; give such"):
+        answers(jmeta.TokenIds(filled), ids.astype(np.float32))
+
+
 def test_fused_cosines_are_those_with_mean_and_name_through_one_network(float64):
     x, y, names, q = task()
     y[:2, 0], y[2, 1] = (0.0, 0.0), 0.0  # no shot, one and two

@@ -376,6 +376,40 @@ def test_transfer_pre_trains_on_all_classes_and_adapts_to_new_ones():
         assert all(jax.tree.leaves(same_body)) == body_stays
 
 
+@float64
+def test_self_distillation_is_the_loss_of_its_paper():
+    random, model = np.random.default_rng(0), LINEAR
+    query = jmeta.Examples(jnp.asarray(random.normal(size=(1, 16, 3))), jnp.asarray(np.eye(8)[None, np.arange(16) % 8]))
+    batch = jmeta.Task((), query)
+    first = jmeta.linear_probe(model)
+    teacher, student = (
+        jax.jit(first.init)(jax.random.key(seed), jax.tree.map(lambda a: a[0], batch)) for seed in (1, 2)
+    )
+    learner = jmeta.linear_probe(model, teacher=teacher, imitation=0.3, softness=2.0)
+    found, _ = jax.jit(learner.objective)(KEY, *student, batch)
+
+    def logits(params):
+        z, _ = model.apply(KEY, params["body"], (), batch.query.inputs[0], train=False)
+        return np.asarray(z) @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+
+    def log_softmax(a):
+        return a - np.log(np.exp(a).sum(axis=1, keepdims=True))
+
+    s, t, y = logits(student[0]), logits(teacher[0]), np.asarray(batch.query.targets[0])
+    p = np.exp(log_softmax(t / 2))
+    divergence = (p * (log_softmax(t / 2) - log_softmax(s / 2))).sum(axis=1).mean()
+    np.testing.assert_allclose(found, 0.7 * -(y * log_softmax(s)).sum(axis=1).mean() + 0.3 * 4 * divergence)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"imitation": 1.5}, "imitation is 1.5; give a share"), ({"softness": 0.0}, "softness is 0.0; give a positive")],
+)
+def test_numbers_of_self_distillation_that_cannot_work_are_refused(options, sentence):
+    with pytest.raises(jmeta.ConfigError, match=sentence):
+        jmeta.linear_probe(LINEAR, **options)
+
+
 def test_an_inner_loss_must_be_a_scalar():
     learner = jmeta.maml(LINEAR, loss=lambda outputs, targets: (outputs - targets) ** 2)
     with pytest.raises(jmeta.ModelError, match=r"the inner loss has shape .* it must be a scalar"):
