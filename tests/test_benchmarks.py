@@ -16,6 +16,7 @@ from benchmarks import (
     latency,
     learners,
     molecules,
+    pictures,
     pretrained,
     profile,
     side_information,
@@ -300,6 +301,17 @@ def test_what_untrained_embeddings_answer_is_the_cosine_with_mean_and_name():
         outputs = learner.predict(jax.random.key(0), learner.adapt(jax.random.key(0), {}, {}, support), z)
         between = np.asarray(outputs)[:, :1] - np.asarray(outputs)  # as softmax sees them
         np.testing.assert_allclose(between, expected[:, :1] - expected, atol=1e-5)
+
+
+def test_the_table_of_pictures():
+    def row(name, seed):
+        result = {"accuracy": 0.9 + seed / 100, "transductive": name == "tim"}
+        return {"seconds": 2.0, "results": dict.fromkeys((f"{n}-way {k}-shot" for n, k in pictures.TASKS), result)}
+
+    rows = {f"{name}, seed {seed}": row(name, seed) for name in pictures.METHODS for seed in (0, 1)}
+    table = pictures.markdown(rows, seeds=2)
+    assert "| nearest mean | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | no | 2 |" in table
+    assert "| tim | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | yes | 2 |" in table
 
 
 def test_the_table_of_pretrained_embeddings():
