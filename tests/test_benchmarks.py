@@ -125,15 +125,14 @@ def test_the_report(tmp_path):
     def system(seconds):
         return {"seconds": seconds, "compile": 1.0, "tasks": 32, "processes": 2, "memory": 3e9}
 
-    rows = {
-        MAML.name: {"flops": 1e9, "peak": 1e11, "tasks": 32, "systems": {"jmeta": system(0.1), "higher": system(0.2)}}
-    }
+    systems = {"jmeta": system(0.1), "two devices": system(0.05), "higher": system(0.2)}
+    rows = {MAML.name: {"flops": 1e9, "peak": 1e11, "tasks": 32, "systems": systems}}
     tables = report.tables(rows)
     environment = {"cpu": "a", "threads": 2, "python": "3", "versions": {"jax": "1"}}
     text = report.markdown(environment, tables)
-    assert f"| {MAML.label} | 100² | 200² (2.0) |" in text
-    assert f"| {MAML.name} | 3.0 | 3.0 |" in text
-    assert "2.00 (higher)" in text
+    assert f"| {MAML.label} | 100² | 50² (0.5) | 200² (2.0) |" in text
+    assert f"| {MAML.name} | 3.0 | 3.0 | 3.0 |" in text
+    assert f"| {MAML.name} | 50 | 2 | 4.00 (higher) | 1.0 | 1 | 20% |" in text
     report.picture(tmp_path / "speed.png", rows)
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
