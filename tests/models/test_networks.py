@@ -352,6 +352,27 @@ def test_group_norm_costs_what_batch_norm_costs():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("norm", "pooling", "megabytes", "operations"),
+    [("group", "stride", 48, 330), ("group", "max", 112, 320), ("transductive", "stride", 48, 290)],
+)
+def test_a_meta_gradient_costs_no_more_than_it_did(norm, pooling, megabytes, operations):
+    """Counted in the compiled exact meta-gradient of one 5-way 1-shot task of one query a class."""
+    source = jmeta.from_arrays(np.zeros((40, 28, 28, 1), np.uint8), np.repeat(np.arange(5), 8), queries=1)
+    key, learner = jax.random.key(0), jmeta.maml(jmeta.linen(jmeta.Conv4(outputs=5, norm=norm, pooling=pooling)))
+    task = jax.jit(source.sample)(key, source.data)
+    params, state = jax.jit(learner.init)(key, task)
+    tasks = jax.tree.map(lambda x: x[None], task)
+    program = jax.jit(jax.grad(lambda p: learner.objective(key, p, state, tasks)[0])).lower(params).compile()
+    counted = program.cost_analysis()
+    # the products of the convolutions alone, see `benchmarks.speed.cases.flops`
+    needed = {"stride": 9.99e9 / 32, "max": 36.8e9 / 32}[pooling]
+    assert counted["flops"] < 1.05 * needed
+    assert counted["bytes accessed"] < 1e6 * megabytes
+    assert executed(program.as_text()) < operations
+
+
+@pytest.mark.slow
 def test_first_order_costs_less_than_exact_with_max_pooling():
     source = jmeta.from_arrays(np.zeros((40, 28, 28, 1), np.uint8), np.repeat(np.arange(5), 8), queries=5)
     key = jax.random.key(0)
