@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import jmeta
 from jmeta.cli import main
+from jmeta.cli.search import Search, _conv4
 from jmeta.search import CellNetwork
 from jmeta.search.cells import OPERATIONS, SeparableConv, Settings, edge_count
 from jmeta.tree import combine, partition, under
@@ -206,6 +207,13 @@ def test_what_is_refused():
     plain = jmeta.darts(jmeta.prototypical(jmeta.linen(jmeta.Conv4(outputs=None, features=2, groups=1))))
     with pytest.raises(jmeta.ConfigError, match="no leaf of the parameters is adaptable"):
         jmeta.init(KEY, plain, optax.sgd(0.1), tasks())
+
+
+def test_the_rival_of_a_cell_is_a_conv4_of_its_norm_and_size():
+    found = CellNetwork(**NETWORK)
+    rival = _conv4(Search(ways=3), found)
+    assert rival.norm == found.norm
+    assert rival.features == 4  # the smallest, as the cell is
 
 
 SMALL = ["--steps", "2", "--retrain-steps", "2", "--cells", "2", "--nodes", "1", "--features", "2", "--ways", "3"]

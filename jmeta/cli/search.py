@@ -251,7 +251,7 @@ def parameters(tree: PyTree) -> int:
 
 
 def _conv4(flags: Search, found: CellNetwork) -> Conv4:
-    """A Conv4 of as many parameters as the cell that was found."""
+    """A Conv4 of as many parameters as the cell that was found, and with its normalisation."""
     source = _source(flags, "test")
     images = jax.eval_shape(lambda: source.sample(jax.random.key(0), source.data)).query.inputs
 
@@ -261,9 +261,8 @@ def _conv4(flags: Search, found: CellNetwork) -> Conv4:
         )
 
     wanted = size(found)
-    return min(
-        (Conv4(outputs=None, features=f) for f in range(4, 129, 2)), key=lambda module: abs(size(module) - wanted)
-    )
+    sizes = (Conv4(outputs=None, features=f, norm=found.norm) for f in range(4, 129, 2))
+    return min(sizes, key=lambda module: abs(size(module) - wanted))
 
 
 def _print(flags: Search, results: Mapping[str, Any]) -> None:
