@@ -43,6 +43,7 @@ class Method(NamedTuple):
         rate: of Adam.
         pixels: whether it reads pictures of 28 x 28 and not embeddings.
         tunes: whether the network itself is fine-tuned before, as prototypical network.
+        pretrains: whether its source is of batches of all classes.
     """
 
     make: Callable[[], jmeta.MetaLearner]
@@ -51,6 +52,7 @@ class Method(NamedTuple):
     rate: float = 1e-3
     pixels: bool = False
     tunes: bool = False
+    pretrains: bool = False
 
 
 def linear() -> jmeta.Model:
@@ -59,13 +61,13 @@ def linear() -> jmeta.Model:
 
 
 def conv4() -> jmeta.Model:
-    """The network of the demo's rivals."""
+    """Conv4 with max-pooling, for the pictures themselves."""
     return jmeta.linen(jmeta.Conv4(outputs=None, pooling="max"))
 
 
 METHODS: dict[str, Method] = {
     "nearest mean": Method(lambda: jmeta.prototypical(jmeta.identity())),
-    "linear_probe": Method(lambda: jmeta.linear_probe(jmeta.identity())),
+    "linear_probe": Method(lambda: jmeta.linear_probe(jmeta.identity()), pretrains=True),
     "prototypical": Method(lambda: jmeta.prototypical(linear()), steps=600),
     "tim": Method(lambda: jmeta.tim(jmeta.identity())),
     "laplacian_shot": Method(lambda: jmeta.laplacian_shot(jmeta.identity())),
@@ -171,7 +173,7 @@ def measured(weights: Path, place: Path, name: str, seed: int, quick: bool) -> d
         file = embeddings(weights, pictures)
         test = partial(jmeta.from_embeddings, file, split="test")
         train = partial(jmeta.from_embeddings, file, split="train")
-        source = train(batch=256) if name == "linear_probe" else train(**size)
+        source = train(batch=256) if method.pretrains else train(**size)
         params, state = trained(learner, method, source, seed, quick)
     seconds = time.monotonic() - begin
     results = {

@@ -146,8 +146,8 @@ def linear_probe(
     penalty: Number = 1e-2,
     maxiter: int = 30,
     teacher: tuple[Params, State] | None = None,
-    imitation: Number = 0.5,
-    softness: Number = 4.0,
+    distillation: Number = 0.5,
+    temperature: Number = 4.0,
 ) -> MetaLearner:
     """Linear probe: transfer learning with logistic regression on frozen embeddings, solved by L-BFGS.
 
@@ -165,8 +165,8 @@ def linear_probe(
         maxiter: steps of L-BFGS.
         teacher: parameters and state of this learner after an earlier pre-training on the same classes,
             `(fitted.params, fitted.state)`.
-        imitation: γ.
-        softness: T.
+        distillation: γ.
+        temperature: T.
 
     Returns:
         The learner, trained and evaluated as `transfer`.
@@ -193,10 +193,10 @@ def linear_probe(
         )
     if maxiter < 1:
         raise ConfigError(f"maxiter is {maxiter}; give at least 1.")
-    if violated((imitation >= 0) & (imitation <= 1)):
-        raise ConfigError(f"imitation is {imitation}; give a share from 0 to 1.")
-    if violated(softness > 0):
-        raise ConfigError(f"softness is {softness}; give a positive number.")
+    if violated(distillation >= 0) or violated(distillation <= 1):
+        raise ConfigError(f"distillation is {distillation}; give a share from 0 to 1.")
+    if violated(temperature > 0):
+        raise ConfigError(f"temperature is {temperature}; give a positive number.")
 
     def adapt(key: Key[Array, ""], params: Params, state: State, support: Examples) -> Adapted:
         check_examples("support", support)
@@ -204,12 +204,16 @@ def linear_probe(
         head, value = logistic_regression(unit(z), support.targets, penalty=penalty, maxiter=maxiter)
         return Adapted({"body": params["body"], "head": head}, state, {"inner_loss": value})
 
-    def imitated(outputs: Float[Array, "n ways"], told: Float[Array, "n ways"], query: Examples) -> Float[Array, ""]:
-        p = jax.nn.softmax(told / softness)
-        divergence = optax.losses.kl_divergence(jax.nn.log_softmax(outputs / softness), p).mean()
-        return (1 - imitation) * measured(softmax_cross_entropy, outputs, query) + imitation * softness**2 * divergence
+    def pretraining(key: Key[Array, ""], outputs: Float[Array, "n ways"], query: Examples) -> Float[Array, ""]:
+        loss = measured(softmax_cross_entropy, outputs, query)
+        if teacher is None:
+            return loss
+        told, _ = outputs_of(with_head(model, linear), key, *teacher, query, train=False)
+        soft = query._replace(targets=jax.nn.softmax(told / temperature))
+        cross, entropy = (measured(softmax_cross_entropy, a / temperature, soft) for a in (outputs, told))
+        return (1 - distillation) * loss + distillation * temperature**2 * (cross - entropy)
 
-    learner = _pretrained(model, linear, softmax_cross_entropy, teacher=teacher, imitated=imitated)
+    learner = _pretrained(model, linear, pretraining)
     probe = with_head(model, lambda z, head: linear(unit(z), head))
     return learner._replace(adapt=adapt, predict=answers(probe))
 
@@ -289,17 +293,9 @@ def init_classifier(model: Model, key: Key[Array, ""], task: Task) -> tuple[Para
 
 
 def _pretrained(
-    model: Model,
-    logits: Logits,
-    loss: Loss,
-    batches: bool = True,
-    teacher: tuple[Params, State] | None = None,
-    imitated: Callable[..., Float[Array, ""]] | None = None,
+    model: Model, logits: Logits, loss: Callable[..., Float[Array, ""]], batches: bool = True
 ) -> MetaLearner:
-    """Pre-training: no inner loop, and the queries of a task are examples of all classes.
-
-    With a teacher the loss is `imitated(outputs, those of the teacher, query)`.
-    """
+    """Pre-training by `loss(key, outputs, query)`: no inner loop, and the queries are examples of all classes."""
     check_model(model)
     network = with_head(model, logits)
 
@@ -312,10 +308,7 @@ def _pretrained(
         key: Key[Array, ""], params: Params, state: State, task: Task
     ) -> tuple[Float[Array, ""], tuple[State, Info]]:
         outputs, state = outputs_of(network, key, params, state, task.query, train=True)
-        if teacher is None or imitated is None:
-            return measured(loss, outputs, task.query), (state, {})
-        told, _ = outputs_of(network, key, *teacher, task.query, train=False)
-        return imitated(outputs, told, task.query), (state, {})
+        return loss(key, outputs, task.query), (state, {})
 
     def not_adapted(key: Key[Array, ""], params: Params, state: State, support: PyTree) -> Adapted:
         return Adapted(params, state, {})
@@ -340,4 +333,5 @@ def _fine_tuned(
         return solve(key, {"body": params["body"], "head": head}, state, support)
 
     # targets of a regression mean the same in each task, so that its tasks can be pre-trained on
-    return _pretrained(model, logits, loss, new_head and loss is softmax_cross_entropy)._replace(adapt=adapt)
+    batches = new_head and loss is softmax_cross_entropy
+    return _pretrained(model, logits, lambda _, *outcome: measured(loss, *outcome), batches)._replace(adapt=adapt)

@@ -31,9 +31,8 @@ def max_pool(x: Float[Array, "n height width channels"]) -> Float[Array, "n heig
 def _max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     place, ẋ = _place(*primals), _windows(*tangents)
     places = sum(i * lax.broadcasted_iota(jnp.int8, ẋ.shape, axis) for i, axis in ((2, 2), (1, 4)))
-    return max_pool(*primals), jnp.where(place[:, :, None, :, None] == places, ẋ, jnp.zeros((), ẋ.dtype)).sum(
-        axis=(2, 4)
-    )
+    is_largest = place[:, :, None, :, None] == places
+    return max_pool(*primals), jnp.where(is_largest, ẋ, jnp.zeros((), ẋ.dtype)).sum(axis=(2, 4))
 
 
 def _place(x: Array) -> Array:

@@ -385,7 +385,7 @@ def test_self_distillation_is_the_loss_of_its_paper():
     teacher, student = (
         jax.jit(first.init)(jax.random.key(seed), jax.tree.map(lambda a: a[0], batch)) for seed in (1, 2)
     )
-    learner = jmeta.linear_probe(model, teacher=teacher, imitation=0.3, softness=2.0)
+    learner = jmeta.linear_probe(model, teacher=teacher, distillation=0.3, temperature=2.0)
     found, _ = jax.jit(learner.objective)(KEY, *student, batch)
 
     def logits(params):
@@ -403,7 +403,10 @@ def test_self_distillation_is_the_loss_of_its_paper():
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"imitation": 1.5}, "imitation is 1.5; give a share"), ({"softness": 0.0}, "softness is 0.0; give a positive")],
+    [
+        ({"distillation": 1.5}, "distillation is 1.5; give a share"),
+        ({"temperature": 0.0}, "temperature is 0.0; give a positive"),
+    ],
 )
 def test_numbers_of_self_distillation_that_cannot_work_are_refused(options, sentence):
     with pytest.raises(jmeta.ConfigError, match=sentence):
