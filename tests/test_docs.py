@@ -38,6 +38,8 @@ FEWER = [
 def test_code(block, tmp_path, monkeypatch, capsys):
     if "jmeta.stream" in block:
         pytest.importorskip("grain")
+    if "gymnasium" in block:
+        pytest.importorskip("gymnasium", reason="pip install jmeta[rl]")
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", np.random.default_rng(0).random((600, 16, 16, 1), np.float32))
     np.save("labels.npy", np.repeat(np.arange(30), 20))

@@ -1,6 +1,8 @@
 """Environments, the collector, and bad input."""
 
 import dataclasses
+import re
+import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -14,17 +16,23 @@ from jmeta.rl import (
     Box,
     Discrete,
     Environment,
+    ant_direction,
+    ant_velocity,
     bandit,
     cartpole,
+    cheetah_direction,
+    cheetah_velocity,
     collect,
     environment_tasks,
-    from_brax,
+    from_gymnasium,
     from_gymnax,
     hidden_cartpole,
     navigation,
     point_navigation,
     reveal,
+    robots,
     rollout,
+    walker_body,
 )
 from jmeta.rl.spaces import check_bounds
 
@@ -268,11 +276,114 @@ def test_any_gymnax_environment_works():
     assert trajectory.rewards.sum() == fell
 
 
-def test_brax_environments_work():
-    brax = pytest.importorskip("brax.envs", reason="pip install jmeta[robotics]")
-    environment = from_brax(brax.get_environment("halfcheetah"), horizon=3)
-    trajectory = rollout(KEY, environment, still([0.0] * environment.actions.outputs), ())[1]
-    assert jnp.isfinite(trajectory.rewards).all()
+def test_a_horizon_that_a_gymnax_environment_does_not_have():
+    with pytest.raises(jmeta.ConfigError, match="horizon is 9, and the environment ends after 4 steps; give at most"):
+        from_gymnax(Gymnaxlike(), horizon=9)
+
+
+def test_robots_without_brax_name_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brax", None)
+    robots._brax.cache_clear()
+    with pytest.raises(jmeta.ConfigError, match=re.escape("robots need Brax: pip install 'jmeta[robotics]'.")):
+        cheetah_velocity(horizon=3)
+    robots._brax.cache_clear()
+
+
+def pendulums(**settings):
+    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    return from_gymnasium(lambda g: gymnasium.make("Pendulum-v1", g=float(g)), jnp.asarray(10.0), **settings)
+
+
+def test_episodes_in_gymnasium_are_those_that_gymnasium_has():
+    """Six episodes of two tasks in one compiled program against the same actions step by step."""
+    environment, gravity = pendulums(horizon=12), jnp.asarray([9.0, 3.0])
+    keys = jax.random.split(KEY, (2, 3))
+
+    def episode(key, g):
+        return rollout(key, environment.with_params(g), still([0.5, 0.0]), ())[1]
+
+    seen = jax.jit(jax.vmap(jax.vmap(episode, (0, None))))(keys, gravity)
+    import gymnasium
+
+    for task in range(2):
+        for i in range(3):
+            one = gymnasium.make("Pendulum-v1", g=float(gravity[task])).unwrapped
+            seed = jax.random.bits(jax.random.split(keys[task, i], 3)[1], (), jnp.uint32)
+            observation, _ = one.reset(seed=int(seed))
+            for t in range(12):
+                np.testing.assert_allclose(seen.observations[task, i, t], observation, rtol=1e-5)
+                action = np.asarray(environment.actions.execute(seen.actions[task, i, t]))
+                observation, reward, *_ = one.step(action)
+                np.testing.assert_allclose(seen.rewards[task, i, t], reward, rtol=1e-4)
+
+
+def test_an_episode_in_gymnasium_ends_where_it_is_terminated():
+    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    environment = from_gymnasium(lambda _: gymnasium.make("CartPole-v1"), horizon=60)
+    trajectory = jax.jit(lambda key: collect(key, environment, still([9.0, -9.0]), 4))(KEY)
+    fell = np.asarray(trajectory.alive.sum(axis=1))
+    assert ((fell > 5) & (fell < 20)).all() and trajectory.ended.all()
+    np.testing.assert_array_equal(trajectory.rewards.sum(axis=1), fell)
+
+
+def test_learners_learn_in_gymnasium():
+    source = environment_tasks(pendulums(horizon=5), lambda key: jax.random.uniform(key, (), minval=8.0, maxval=12.0))
+    learner = jmeta.maml_rl(jmeta.linen(jmeta.rl.Policy(source.sample(KEY, ()).support.actions)), trajectories=3)
+    fitted = jmeta.fit(KEY, learner, source, steps=2, tasks=2)
+    result = jmeta.evaluate(KEY, learner, fitted.params, fitted.state, source, episodes=4, metric=jmeta.mean_return)
+    assert np.isfinite(result["mean_return"])
+
+
+def test_what_gymnasium_cannot_give():
+    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    with pytest.raises(jmeta.ConfigError, match="horizon is 900, and the environment ends after 200 steps; give at"):
+        pendulums(horizon=900)
+    with pytest.raises(jmeta.ConfigError, match=r"the observation space Discrete.* is no box; wrap the environment in"):
+        from_gymnasium(lambda _: gymnasium.make("FrozenLake-v1"))
+    twice = pendulums(horizon=4)
+
+    def both(key):
+        _, (episode, time) = twice.reset(key, twice.params)
+        action = jnp.ones(1)
+        first = twice.step(key, (episode, time), action, twice.params)
+        return first[2] + twice.step(key, (episode, time), -action, twice.params)[2]
+
+    with pytest.raises(Exception, match="two policies act in one episode"):
+        jax.block_until_ready(jax.jit(both)(KEY))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Accessing:DeprecationWarning")  # Brax reads what MuJoCo has moved
+@pytest.mark.parametrize("make", [cheetah_velocity, cheetah_direction, ant_velocity, ant_direction, walker_body])
+def test_robots_have_the_reward_of_their_task(make):
+    """Episodes in two tasks with the same keys: the robot is one, and the rewards are those of the formula."""
+    pytest.importorskip("brax.envs", reason="pip install jmeta[robotics]")
+    source = make(horizon=5, queries=1)
+    keys = jax.random.split(KEY, 6)
+    tasks = jax.vmap(source.sample, (0, None))(keys, source.data)
+    environment = jax.tree.map(lambda x: x[0], tasks.support)
+    policy = still([0.5] * environment.actions.outputs)
+
+    def episode(params):
+        return rollout(KEY, environment.with_params(params), policy, ())[1]
+
+    seen = jax.jit(jax.vmap(episode))(tasks.support.params)
+    assert np.isfinite(seen.rewards).all() and np.ptp(np.asarray(seen.rewards.sum(axis=1))) > 1e-3
+    actions = np.clip(np.asarray(seen.actions, np.float64), -1, 1)
+    if make is walker_body:  # bodies differ, and so do their ways
+        assert np.ptp(np.asarray(seen.observations[:, -1]), axis=0).max() > 1e-3
+        return
+    np.testing.assert_allclose(seen.observations - seen.observations[:1], 0.0, atol=1e-5)
+    robot = "halfcheetah" if "cheetah" in make.__name__ else "ant"
+    gained = np.asarray(seen.rewards) + robots.EFFORT[robot] * np.square(actions).sum(axis=-1) - robots.ALIVE[robot]
+    told = np.asarray(tasks.support.params, np.float64)
+    if "direction" in make.__name__:
+        np.testing.assert_allclose(gained * told[:, None] - gained[:1] * told[0], 0.0, atol=1e-4)
+    else:  # |ẋ − v|: two targets on one side of ẋ differ by as much as they do
+        slower = np.argsort(told)[:2]
+        velocity = told[slower[0]] - gained[slower[0]], told[slower[0]] + gained[slower[0]]
+        other = -np.abs(np.stack(velocity) - told[slower[1]])
+        assert (np.abs(other - gained[slower[1]]).min(axis=0) < 1e-4).all()
 
 
 def test_the_cartpole_by_numpy():

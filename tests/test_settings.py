@@ -268,9 +268,21 @@ def test_entries_have_a_line_and_a_paper():
     assert all(isinstance(entry, DataEntry) for entry in DATA.values())
 
 
+ROBOTS = ("cheetah_velocity", "cheetah_direction", "ant_velocity", "ant_direction", "walker_body")
+
+
 @pytest.mark.parametrize("learner", [name for name in LEARNERS if LEARNERS[name].acts])
-@pytest.mark.parametrize("data", [name for name in DATA if DATA[name].kind == "environment"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ROBOTS else [])
+        for name in DATA
+        if DATA[name].kind == "environment"
+    ],
+)
 def test_what_acts_begins_in_every_environment(learner, data):
+    if data in ROBOTS:
+        pytest.importorskip("brax.envs", reason="pip install jmeta[robotics]")
     config = settings.resolve(learner, data, inner_steps=0)
     source = settings.make_source(config, "test")
     made = settings.make_learner(config, source)

@@ -100,7 +100,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "mini_imagenet_64": Benchmark("imagenet_resized/64x64", "mini_imagenet", {"rows": 600}),
     "quickdraw": Benchmark("quickdraw_bitmap", "quickdraw", {"rows": 200}),
     "textures": Benchmark("dtd", "textures", {"size": 84}),
-    "tiered_imagenet": Benchmark(None, None, {"size": 84}),
+    "tiered_imagenet": Benchmark(None, "tiered_imagenet", {"size": 84}),
+    "tiered_imagenet_64": Benchmark("imagenet_resized/64x64", "tiered_imagenet", {"rows": 600}),
     "vgg_flower": Benchmark("oxford_flowers102", "vgg_flower", {"size": 84}),
 }
 
@@ -127,9 +128,10 @@ def benchmark(
     * `cub`, 140 / 30 / 30 of Meta-Dataset, and `cub_chen`, 100 / 50 / 50 of Chen et al. 2019: `caltech_birds2011`.
     * `textures`, 33 / 7 / 7, and `vgg_flower`, 71 / 15 / 16, of Meta-Dataset: `dtd`, `oxford_flowers102`.
     * `quickdraw`, 241 / 52 / 52 of Meta-Dataset, the first 200 drawings of each: `quickdraw_bitmap`.
-    * `mini_imagenet_64`, 64 / 16 / 20, the first 600 pictures of each: `imagenet_resized/64x64`.
+    * `mini_imagenet_64`, 64 / 16 / 20, and `tiered_imagenet_64`, 351 / 97 / 160 by superclass, the first 600 pictures
+      of each class: `imagenet_resized/64x64`.
     * `mini_imagenet` and `tiered_imagenet`: no data set but a folder, `$MINI_IMAGENET_DIR` and `$TIERED_IMAGENET_DIR`,
-      with the classes in `train`, `val` and `test`.
+      with the classes in `train`, `val` and `test`, or side by side.
     * `clinc_oos`, 90 / 30 / 30 of its intents at random: `clinc_oos`.
 
     Args:
@@ -214,7 +216,7 @@ def _divided(name: str, split: str, found: Rows, episodes: Mapping[str, Any]) ->
 def _pictures(
     name: str, split: str, folder: str | Path | None, options: Mapping[str, Any], episodes: Mapping[str, Any]
 ) -> TaskSource:
-    """Pictures in folders of classes, inside of folders of splits or, where the split is listed, without them."""
+    """Pictures in folders of classes, inside of folders of splits or without them."""
     variable = f"{name.upper()}_DIR"
     given = os.environ.get(variable) if folder is None else folder
     place = Path(given).expanduser() if given else None
@@ -225,13 +227,15 @@ def _pictures(
         )
     below = {entry.name.lower(): entry for entry in place.iterdir() if entry.is_dir()}
     inside = [below[word] for word in FOLDERS[split] if word in below]
-    listed = BENCHMARKS[name].classes
-    if not inside and listed is None:
+    if not inside and any(word in below for words in FOLDERS.values() for word in words):
         raise DataError(f"{place} has no folder {split}; put folders of the classes of each split of {name} there.")
     images, labels, _, names = read_images(inside[0] if inside else place, size=options["size"], channels=3)
-    wanted = names if inside else tuple(class_split(str(listed))[split])
+    wanted = names if inside else tuple(class_split(name)[split])
     if missing := sorted(set(wanted) - set(names)):
-        raise DataError(f"{place} has no folder of the class {missing[0]!r}, which {split} has; add it.")
+        raise DataError(
+            f"{place} has no folder of the class {missing[0]!r}, which {split} has; add it, or put the classes of each "
+            "split into train, val and test."
+        )
     index = {names.index(one): i for i, one in enumerate(wanted)}
     mine = np.isin(labels, list(index))
     own = np.asarray([index[label] for label in labels[mine].tolist()], np.int32)

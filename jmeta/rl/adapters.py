@@ -1,5 +1,7 @@
 """Environments of other libraries as `Environment`: gymnax and Brax."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,14 +19,15 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
     Args:
         environment: as `gymnax.make(name)[0]` gives.
         params: its parameters; default `environment.default_params`.
-        horizon: steps of an episode; default `params.max_steps_in_episode`.
+        horizon: steps of an episode; default, and most, `params.max_steps_in_episode`.
 
     Returns:
         The environment, without gymnax's automatic reset. Its tasks differ in fields of `params`, for example
         `params.replace(length=...)`.
 
     Raises:
-        ConfigError: an action space that is neither discrete nor a box of one dimension with the same finite bounds.
+        ConfigError: an action space that is neither discrete nor a box of one dimension with the same finite bounds, or
+            a horizon that the environment does not have.
 
     Example:
         >>> from jmeta.rl import from_gymnax  # doctest: +SKIP
@@ -33,7 +36,13 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
     Reference: Lange 2022, gymnax, https://github.com/RobertTLange/gymnax.
     """
     params = environment.default_params if params is None else params
-    horizon = int(params.max_steps_in_episode) if horizon is None else horizon
+    longest = getattr(params, "max_steps_in_episode", horizon)
+    if longest is None:
+        raise ConfigError("the environment does not say how long its episodes are; give horizon=.")
+    longest = int(longest)
+    horizon = longest if horizon is None else horizon
+    if horizon > longest:
+        raise ConfigError(f"horizon is {horizon}, and the environment ends after {longest} steps; give at most that.")
 
     def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -44,38 +53,61 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
             return _strong(environment.step_env(key, state, action, params))
 
     return Environment(
-        jax.tree.map(jnp.asarray, params), reset, step, _space(environment.action_space(params)), horizon
+        jax.tree.map(jnp.asarray, params), reset, step, space_of(environment.action_space(params)), horizon
     )
 
 
-def from_brax(environment: Any, *, horizon: int = 200) -> Environment:
-    """A Brax environment whose task is a target velocity: forward, backward, or as fast as the task says.
+def from_brax(
+    environment: Any,
+    params: PyTree = None,
+    *,
+    reward: Callable[[Any, Array, PyTree], Array] | None = None,
+    body: Callable[[Any, PyTree], Any] | None = None,
+    horizon: int = 200,
+) -> Environment:
+    """A robot of Brax, whose tasks differ in what is rewarded or in its body.
 
     Args:
-        environment: as `brax.envs.get_environment(name)` gives, whose state's metrics have `x_velocity`.
+        environment: as `brax.envs.get_environment(name, backend="spring")` gives.
+        params: the parameters of a task; default none.
+        reward: `(state, action, params) -> reward`, with Brax's state after the step, whose `metrics` have
+            `x_velocity`; default: the reward of the environment.
+        body: `(system, params) -> system`, the robot of a task, as `system.tree_replace({"opt.timestep": ...})` makes
+            one; default: that of the environment.
         horizon: steps of an episode.
 
     Returns:
-        The environment. Its parameter is the target velocity, a scalar; the reward is minus the absolute difference to
-        it, less 0.05 times the squared action. Negative targets are backward.
+        The environment, without Brax's automatic reset; actions are in [−1, 1].
 
     Example:
         >>> from jmeta.rl import from_brax  # doctest: +SKIP
-        >>> environment = from_brax(brax.envs.get_environment("halfcheetah"))  # doctest: +SKIP
+        >>> environment = from_brax(brax.envs.get_environment("halfcheetah", backend="spring"))  # doctest: +SKIP
 
-    Reference: Finn et al. 2017, section 5.3 (half-cheetah, goal velocity).
+    Reference: Freeman et al. 2021, "Brax - A Differentiable Physics Engine for Large Scale Rigid Body Simulation",
+    https://github.com/google/brax.
     """
 
-    def reset(key: Key[Array, ""], params: Array) -> tuple[Array, PyTree]:
-        state = environment.reset(key)
+    def robot(params: PyTree) -> Any:
+        if body is None:
+            return environment
+        changed = copy.copy(environment.unwrapped)
+        changed.sys = body(changed.sys, params)
+        return changed
+
+    def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            state = _strong(robot(params).reset(key))
         return state.obs, state
 
-    def step(key: Key[Array, ""], state: Any, action: Array, params: Array) -> Any:
-        state = environment.step(state, jnp.clip(action, -1.0, 1.0))
-        reward = -jnp.abs(state.metrics["x_velocity"] - params) - 0.05 * jnp.square(action).sum()
-        return state.obs, state, reward, state.done > 0, {}
+    def step(key: Key[Array, ""], state: Any, action: Array, params: PyTree) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            before = state.replace(metrics=dict(state.metrics))  # which Brax changes in place
+            action = jnp.clip(action, -1.0, 1.0)
+            state = _strong(robot(params).step(before, action))
+            value = state.reward if reward is None else reward(state, action, params)
+        return state.obs, state, value, state.done > 0, {}
 
-    return Environment(jnp.zeros(()), reset, step, Box(int(environment.action_size)), horizon)
+    return Environment(() if params is None else params, reset, step, Box(int(environment.action_size)), horizon)
 
 
 def _strong(tree: PyTree) -> PyTree:
@@ -83,7 +115,24 @@ def _strong(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
 
 
-def _space(space: Any) -> Space:
+def space_of(space: Any) -> Space:
+    """The action space of gymnax or gymnasium as one of jmeta.
+
+    Args:
+        space: discrete, or a box.
+
+    Returns:
+        The space.
+
+    Raises:
+        ConfigError: it is neither discrete nor a box of one dimension with the same finite bounds.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from jmeta.rl.adapters import space_of
+        >>> space_of(SimpleNamespace(n=4))
+        Discrete(n=4)
+    """
     if hasattr(space, "n"):
         return Discrete(int(space.n))
     shape = getattr(space, "shape", None)

@@ -15,7 +15,18 @@ from jmeta.models.networks import MLP, Conv4
 from jmeta.models.resnet import ResNet12
 from jmeta.models.text import TextEncoder
 from jmeta.models.vit import ViT
-from jmeta.rl import bandit, gaussian_bandit, hidden_cartpole, point_navigation, tabular_mdp
+from jmeta.rl import (
+    ant_direction,
+    ant_velocity,
+    bandit,
+    cheetah_direction,
+    cheetah_velocity,
+    gaussian_bandit,
+    hidden_cartpole,
+    point_navigation,
+    tabular_mdp,
+    walker_body,
+)
 from jmeta.rl.policies import Policy, RecurrentPolicy
 from jmeta.runs.entries import DataEntry, LearnerEntry, ModelEntry
 from jmeta.runs.learners import LEARNERS
@@ -138,6 +149,9 @@ DATA: Mapping[str, DataEntry] = {
         "photographs of 608 kinds, 84 x 84, in the folder TIERED_IMAGENET_DIR",
         "Ren et al. 2018",
     ),
+    "tiered_imagenet_64": DataEntry(
+        partial(benchmark, "tiered_imagenet_64"), "its classes, 64 x 64; `imagenet_resized/64x64`", "Ren et al. 2018"
+    ),
     "quickdraw": DataEntry(
         partial(benchmark, "quickdraw"), "drawings of 345 things; `quickdraw_bitmap`", "Triantafillou et al. 2020"
     ),
@@ -187,6 +201,36 @@ DATA: Mapping[str, DataEntry] = {
         _environments(hidden_cartpole),
         "poles on carts of unknown masses, lengths, friction and motors",
         "Barto et al. 1983",
+        kind="environment",
+    ),
+    "cheetah_velocity": DataEntry(
+        _environments(cheetah_velocity),
+        "half-cheetahs that shall run at a velocity; needs Brax",
+        "Finn et al. 2017",
+        kind="environment",
+    ),
+    "cheetah_direction": DataEntry(
+        _environments(cheetah_direction),
+        "half-cheetahs that shall run forward or backward; needs Brax",
+        "Finn et al. 2017",
+        kind="environment",
+    ),
+    "ant_velocity": DataEntry(
+        _environments(ant_velocity),
+        "ants that shall run at a velocity; needs Brax",
+        "Finn et al. 2017",
+        kind="environment",
+    ),
+    "ant_direction": DataEntry(
+        _environments(ant_direction),
+        "ants that shall run forward or backward; needs Brax",
+        "Finn et al. 2017",
+        kind="environment",
+    ),
+    "walker_body": DataEntry(
+        _environments(walker_body),
+        "walkers of unknown masses, lengths, friction and damping; needs Brax",
+        "Rothfuss et al. 2019",
         kind="environment",
     ),
     "tabular_mdp": DataEntry(

@@ -24,6 +24,7 @@ SIZES = {
     "mini_imagenet": (64, 16, 20),
     "quickdraw": (241, 52, 52),
     "textures": (33, 7, 7),
+    "tiered_imagenet": (351, 97, 160),
     "vgg_flower": (71, 15, 16),
 }
 
@@ -136,13 +137,14 @@ def test_class_splits_are_of_the_classes_of_tensorflow_datasets():
 
     files = {
         "mini_imagenet": "image_classification/imagenet_resized_labels.txt",
+        "tiered_imagenet": "image_classification/imagenet_resized_labels.txt",
         "quickdraw": "datasets/quickdraw_bitmap/labels.txt",
         "textures": "image_classification/dtd_key_attributes.txt",
     }
     for name, file in files.items():
         known = [line for line in tfds_path(file).read_text().split("\n") if line]
         listed = classes_of(name)
-        assert set(listed) <= set(known) and (name == "mini_imagenet" or len(listed) == len(known))
+        assert set(listed) <= set(known) and ("imagenet" in name or len(listed) == len(known))
     assert sorted(int(name[:3]) for name in classes_of("cub")) == list(range(1, 201))
     assert set(classes_of("cub")) == set(classes_of("cub_chen"))
     assert set(classes_of("cifar_fs")) == set(classes_of("fc100")) and len(classes_of("fc100")) == 100
