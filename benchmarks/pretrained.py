@@ -64,6 +64,7 @@ class Method(NamedTuple):
         pretrains: whether its source is of batches of all classes.
         rate: of Adam.
         tunes: whether the encoder itself is fine-tuned before, by factors of low rank.
+        episodes: test tasks for each seed.
     """
 
     make: Callable[[], jmeta.MetaLearner]
@@ -72,6 +73,7 @@ class Method(NamedTuple):
     pretrains: bool = False
     rate: float = 1e-3
     tunes: bool = False
+    episodes: int = 200
 
 
 def network() -> jmeta.Model:
@@ -93,6 +95,8 @@ METHODS: dict[str, Method] = {
     "late_fusion": Method(lambda: jmeta.late_fusion(network()), SHOTS, (0, 5)),
     "tip_adapter": Method(lambda: jmeta.tip_adapter(jmeta.identity(), aligned=True), SHOTS, (0, 5)),
     "fused_cosine": Method(lambda: jmeta.fused_cosine(linear(), aligned=True), SHOTS, (0, 5), rate=3e-4),
+    "tim": Method(lambda: jmeta.tim(jmeta.identity()), (1, 5), episodes=30),
+    "pt_map": Method(lambda: jmeta.pt_map(jmeta.identity()), (1, 5), episodes=30),
     "am3": Method(lambda: jmeta.am3(network()), SHOTS, (0, 5)),
     "fused, encoder with LoRA": Method(partial(fixed, True, True), tunes=True),
 }
@@ -188,7 +192,7 @@ def measured(encoder: Path, fold: int, file: Path, name: str, quick: bool, seed:
                 params,
                 state,
                 test(ways=ways, shots=shots, queries=QUERIES),
-                episodes=10 if quick else 200,
+                episodes=10 if quick else method.episodes,
             )
             for shots in method.shots
         }
@@ -204,16 +208,26 @@ def markdown(rows: dict[str, Any], seeds: int) -> str:
         values = [100 * rows[f"{name}, seed {s}"]["ways"][str(ways)][str(shots)]["accuracy"] for s in range(seeds)]
         return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if seeds > 1 else "")
 
+    def transductive(name: str) -> str:
+        ways = rows[f"{name}, seed 0"]["ways"][str(WAYS[0])]
+        return "yes" if any(result["transductive"] for result in ways.values()) else "no"
+
     columns = [(ways, shots) for ways in WAYS for shots in SHOTS]
     lines = [
         [
             name,
             *(cell(name, *column) for column in columns),
+            transductive(name),
             f"{np.mean([rows[f'{name}, seed {s}']['seconds'] for s in range(seeds)]):.0f}",
         ]
         for name in METHODS
     ]
-    header = ["method", *(f"{ways}-way, {shots} shots" for ways, shots in columns), "seconds of training"]
+    header = [
+        "method",
+        *(f"{ways}-way, {shots} shots" for ways, shots in columns),
+        "transductive",
+        "seconds of training",
+    ]
     return machine_line("python -m benchmarks.pretrained") + markdown_table(header, lines)
 
 

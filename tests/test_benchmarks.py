@@ -315,10 +315,14 @@ def test_the_table_of_pictures():
 
 def test_the_table_of_pretrained_embeddings():
     def row(name, seed):
-        shots = {str(k): {"accuracy": 0.9 + (k + seed) / 100} for k in pretrained.METHODS[name].shots}
+        shots = {
+            str(k): {"accuracy": 0.9 + (k + seed) / 100, "transductive": name == "tim"}
+            for k in pretrained.METHODS[name].shots
+        }
         return {"seconds": 2.0, "ways": {"20": shots, "50": shots}}
 
     rows = {f"{name}, seed {seed}": row(name, seed) for name in pretrained.METHODS for seed in (0, 1)}
     table = pretrained.markdown(rows, seeds=2)
-    assert "| nearest name | 90.5 ± 0.7 | – | – | 90.5 ± 0.7 | – | – | 2 |" in table
-    assert "| fused | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | 2 |" in table
+    assert "| nearest name | 90.5 ± 0.7 | – | – | 90.5 ± 0.7 | – | – | no | 2 |" in table
+    assert "| fused | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | 90.5 ± 0.7 | 91.5 ± 0.7 | 95.5 ± 0.7 | no | 2 |" in table
+    assert "| tim | – | 91.5 ± 0.7 | 95.5 ± 0.7 | – | 91.5 ± 0.7 | 95.5 ± 0.7 | yes | 2 |" in table
