@@ -96,7 +96,6 @@ METHODS: dict[str, Method] = {
     "tip_adapter": Method(lambda: jmeta.tip_adapter(jmeta.identity(), aligned=True), SHOTS, (0, 5)),
     "fused_cosine": Method(lambda: jmeta.fused_cosine(linear(), aligned=True), SHOTS, (0, 5), rate=3e-4),
     "tim": Method(lambda: jmeta.tim(jmeta.identity()), (1, 5), episodes=30),
-    "pt_map": Method(lambda: jmeta.pt_map(jmeta.identity()), (1, 5), episodes=30),
     "am3": Method(lambda: jmeta.am3(network()), SHOTS, (0, 5)),
     "fused, encoder with LoRA": Method(partial(fixed, True, True), tunes=True),
 }

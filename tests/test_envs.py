@@ -24,8 +24,11 @@ from jmeta.rl import (
     cheetah_velocity,
     collect,
     environment_tasks,
+    from_brax,
     from_gymnasium,
     from_gymnax,
+    from_navix,
+    from_xland,
     hidden_cartpole,
     navigation,
     point_navigation,
@@ -287,6 +290,50 @@ def test_robots_without_brax_name_the_line_that_installs_it(monkeypatch):
     with pytest.raises(jmeta.ConfigError, match=re.escape("robots need Brax: pip install 'jmeta[robotics]'.")):
         cheetah_velocity(horizon=3)
     robots._brax.cache_clear()
+
+
+def test_grids_of_xland_differ_in_their_rules():
+    """The agent, which random actions move, has the reward of the rule of its task: two goals, two returns."""
+    xminigrid = pytest.importorskip("xminigrid", reason="pip install xminigrid")
+    made, params = xminigrid.make("XLand-MiniGrid-R1-9x9", max_steps=60)
+    near = params.replace(ruleset=params.ruleset.replace(goal=jnp.asarray([1, 11, 6, 0, 0], jnp.uint8)))  # hold a ball
+    environment = from_xland(made, params)
+    assert environment.actions == Discrete(6) and environment.horizon == 60
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, near)
+
+    def episodes(params):
+        return collect(KEY, environment.with_params(params), still([0.0] * 6), 8)
+
+    seen = jax.jit(jax.vmap(episodes))(both)
+    assert seen.observations.shape == (2, 8, 60, 5, 5, 2) and np.isfinite(seen.rewards).all()
+    with pytest.raises(jmeta.ConfigError, match="horizon is 61, and the environment ends after 60 steps"):
+        from_xland(made, params, horizon=61)
+
+
+def test_levels_of_navix_are_tasks():
+    navix = pytest.importorskip("navix", reason="pip install navix tfp-nightly")
+    environment = from_navix(navix.make("Navix-FourRooms-v0"), horizon=20)
+    tasks = jax.jit(jax.vmap(lambda level: collect(KEY, environment.with_params(level), still([0.0] * 7), 3)))
+    seen = tasks(jnp.asarray([4, 4, 5]))
+    first = np.asarray(seen.observations[:, :, 0])
+    assert (first[0] == first[1]).all() and (first[0, 0] == first[0, 1]).all() and (first[0] != first[2]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_playground_has_the_interface_of_brax():
+    registry = pytest.importorskip("mujoco_playground", reason="pip install playground").registry
+    made = registry.load("CartpoleBalance", config_overrides={"impl": "jax"})
+    trajectory = jax.jit(lambda key: collect(key, from_brax(made, horizon=5), still([0.0, -9.0]), 2))(KEY)
+    assert trajectory.observations.shape == (2, 5, 5)
+    assert ((trajectory.rewards > 0.5) & (trajectory.rewards <= 1)).all()  # begins nearly upright
+
+
+def test_craftax_has_the_interface_of_gymnax():
+    craftax = pytest.importorskip("craftax.craftax_env", reason="pip install craftax")
+    made = craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=False)
+    trajectory = jax.jit(lambda key: collect(key, from_gymnax(made, horizon=5), still([0.0] * 17), 2))(KEY)
+    assert trajectory.observations.shape == (2, 5, 1345) and np.isfinite(trajectory.rewards).all()
 
 
 def pendulums(**settings):

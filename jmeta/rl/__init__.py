@@ -1,7 +1,7 @@
 """Meta-reinforcement learning: environments in pure JAX with gymnax's interface, trajectories, policies, learners."""
 
 from jmeta.rl import cartpole, mdp, navigation, robots
-from jmeta.rl.adapters import from_brax, from_gymnax
+from jmeta.rl.adapters import from_brax, from_gymnax, from_navix, from_xland
 from jmeta.rl.bandit import bandit, gaussian_bandit
 from jmeta.rl.cartpole import hidden_cartpole
 from jmeta.rl.environment import Environment, check_environment, environment_tasks, flat_observation, reveal

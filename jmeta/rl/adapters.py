@@ -1,4 +1,4 @@
-"""Environments of other libraries as `Environment`: gymnax and Brax."""
+"""Environments of other libraries in JAX: gymnax, Craftax, Brax, MuJoCo Playground, XLand-MiniGrid and navix."""
 
 import copy
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from jmeta.rl.spaces import Box, Discrete, Space
 
 
 def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None = None) -> Environment:
-    """Any gymnax environment, or another object with its `reset_env`, `step_env` and `action_space`.
+    """Any gymnax environment, one of Craftax, or another with its `reset_env`, `step_env` and `action_space`.
 
     Args:
         environment: as `gymnax.make(name)[0]` gives.
         params: its parameters; default `environment.default_params`.
-        horizon: steps of an episode; default, and most, `params.max_steps_in_episode`.
+        horizon: steps of an episode; default, and most, `params.max_steps_in_episode` (`max_timesteps`).
 
     Returns:
         The environment, without gymnax's automatic reset. Its tasks differ in fields of `params`, for example
@@ -36,13 +36,8 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
     Reference: Lange 2022, gymnax, https://github.com/RobertTLange/gymnax.
     """
     params = environment.default_params if params is None else params
-    longest = getattr(params, "max_steps_in_episode", horizon)
-    if longest is None:
-        raise ConfigError("the environment does not say how long its episodes are; give horizon=.")
-    longest = int(longest)
-    horizon = longest if horizon is None else horizon
-    if horizon > longest:
-        raise ConfigError(f"horizon is {horizon}, and the environment ends after {longest} steps; give at most that.")
+    longest = getattr(params, "max_steps_in_episode", getattr(params, "max_timesteps", None))
+    horizon = length_of(horizon, None if longest is None else int(longest))
 
     def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -68,9 +63,10 @@ def from_brax(
     """A robot of Brax, whose tasks differ in what is rewarded or in its body.
 
     Args:
-        environment: as `brax.envs.get_environment(name, backend="spring")` gives.
+        environment: as `brax.envs.get_environment(name, backend="spring")` gives, or `load(name)` of the registry of
+            MuJoCo Playground.
         params: the parameters of a task; default none.
-        reward: `(state, action, params) -> reward`, with Brax's state after the step, whose `metrics` have
+        reward: `(state, action, params) -> reward`, with the state after the step, whose `metrics` of Brax have
             `x_velocity`; default: the reward of the environment.
         body: `(system, params) -> system`, the robot of a task, as `system.tree_replace({"opt.timestep": ...})` makes
             one; default: that of the environment.
@@ -108,6 +104,106 @@ def from_brax(
         return state.obs, state, value, state.done > 0, {}
 
     return Environment(() if params is None else params, reset, step, Box(int(environment.action_size)), horizon)
+
+
+def from_xland(environment: Any, params: PyTree, *, horizon: int | None = None) -> Environment:
+    """A grid world of XLand-MiniGrid, whose tasks differ in their rules and goals.
+
+    Args:
+        environment: as `xminigrid.make(name)` gives, with its parameters.
+        params: those, as `params.replace(ruleset=benchmark.sample_ruleset(key))`.
+        horizon: steps of an episode; default, and most, `params.max_steps`.
+
+    Returns:
+        The environment; its parameters are the arrays of `params`, the rules.
+
+    Raises:
+        ConfigError: a horizon that the environment does not have.
+
+    Example:
+        >>> import xminigrid  # doctest: +SKIP
+        >>> from jmeta.rl import from_xland  # doctest: +SKIP
+        >>> environment = from_xland(*xminigrid.make("XLand-MiniGrid-R1-9x9"))  # doctest: +SKIP
+
+    Reference: Nikulin et al. 2023, "XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environments in JAX".
+    """
+
+    def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            # arrays of bits, which a scan can carry past the end of an episode
+            now = _strong(environment.reset(params, jax.random.key_data(key)))
+        return now.observation, now
+
+    def step(key: Key[Array, ""], state: Any, action: Array, params: PyTree) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            now = _strong(environment.step(params, state, action))
+        return now.observation, now, now.reward, now.last() & (now.discount == 0), {}
+
+    return Environment(
+        params, reset, step, Discrete(environment.num_actions(params)), length_of(horizon, int(params.max_steps))
+    )
+
+
+def from_navix(environment: Any, *, horizon: int | None = None) -> Environment:
+    """A grid world of navix, whose tasks are its levels.
+
+    Args:
+        environment: as `navix.make(name)` gives (`pip install navix tfp-nightly`).
+        horizon: steps of an episode; default, and most, `environment.max_steps`.
+
+    Returns:
+        The environment; its parameter is an integer, the seed of the level that every episode of a task begins in.
+
+    Raises:
+        ConfigError: a horizon that the environment does not have.
+
+    Example:
+        >>> import jax, navix  # doctest: +SKIP
+        >>> from jmeta.rl import environment_tasks, from_navix  # doctest: +SKIP
+        >>> maze = from_navix(navix.make("Navix-FourRooms-v0"))  # doctest: +SKIP
+        >>> source = environment_tasks(maze, lambda key: jax.random.randint(key, (), 0, 1000))  # doctest: +SKIP
+
+    Reference: Pignatelli et al. 2024, "NAVIX: Scaling MiniGrid Environments with JAX".
+    """
+
+    def reset(key: Key[Array, ""], level: Array) -> tuple[Array, PyTree]:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            now = _strong(environment.reset(jax.random.PRNGKey(level)))
+        return now.observation, now
+
+    def step(key: Key[Array, ""], state: Any, action: Array, level: Array) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            now = _strong(environment.step(state, action))
+        return now.observation, now, now.reward, now.is_termination(), {}
+
+    actions, steps = Discrete(len(environment.action_set)), length_of(horizon, int(environment.max_steps))
+    return Environment(jnp.zeros((), jnp.int32), reset, step, actions, steps)
+
+
+def length_of(horizon: int | None, longest: int | None) -> int:
+    """The steps of an episode of an environment.
+
+    Args:
+        horizon: as many are wanted; None for all.
+        longest: as many as the environment has; None where it does not say.
+
+    Returns:
+        The steps.
+
+    Raises:
+        ConfigError: neither is told, or more are wanted than there are.
+
+    Example:
+        >>> from jmeta.rl.adapters import length_of
+        >>> length_of(None, 200), length_of(100, 200)
+        (200, 100)
+    """
+    steps = longest if horizon is None else horizon
+    if steps is None:
+        raise ConfigError("the environment does not say how long its episodes are; give horizon=.")
+    if longest is not None and steps > longest:
+        raise ConfigError(f"horizon is {steps}, and the environment ends after {longest} steps; give at most that.")
+    return int(steps)
 
 
 def _strong(tree: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.errors import ConfigError
-from jmeta.rl.adapters import space_of
+from jmeta.rl.adapters import length_of, space_of
 from jmeta.rl.environment import Environment
 
 KEPT = 10_000  # episodes that run at a time, and ended ones whose last observation is still asked for
@@ -52,11 +52,7 @@ def from_gymnasium(make: Callable[[PyTree], Any], params: PyTree = None, *, hori
             "FlattenObservation."
         )
     longest = getattr(first.spec, "max_episode_steps", None)
-    steps = horizon or longest
-    if steps is None:
-        raise ConfigError("the environment does not say how long its episodes are; give horizon=.")
-    if longest is not None and steps > longest:
-        raise ConfigError(f"horizon is {steps}, and the environment ends after {longest} steps; give at most that.")
+    steps = length_of(horizon, longest)
     actions, host = space_of(first.action_space), _Host(make, steps)
     observed = jax.ShapeDtypeStruct((int(np.prod(shape)),), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.int32)
