@@ -5,7 +5,7 @@ from jmeta.rl.adapters import from_brax, from_gymnax, from_navix, from_xland
 from jmeta.rl.bandit import bandit, gaussian_bandit
 from jmeta.rl.cartpole import hidden_cartpole
 from jmeta.rl.environment import Environment, check_environment, environment_tasks, flat_observation, reveal
-from jmeta.rl.gymnasium import from_gymnasium
+from jmeta.rl.host import from_gymnasium
 from jmeta.rl.mdp import tabular_mdp
 from jmeta.rl.navigation import point_navigation
 from jmeta.rl.policies import Policy, RecurrentPolicy
