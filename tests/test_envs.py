@@ -142,7 +142,7 @@ def no_params(key):
 
 
 def test_bad_environments_are_told_in_one_sentence():
-    with pytest.raises(jmeta.DataError, match="a reward that is not finite at step 0"):
+    with pytest.raises(jmeta.DataError, match=r"a reward that is not finite in the task \[0. 0.\] at step 0"):
         environment_tasks(broken(reward=np.nan), no_params)
     with pytest.raises(jmeta.DataError, match="observations that are not finite"):
         environment_tasks(broken(observation=np.inf), no_params)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from jmeta.core import Examples, Task, TaskSource
@@ -137,16 +138,16 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
     def policy(carry: PyTree, observation: PyTree, previous: PyTree) -> tuple[PyTree, Float[Array, "outputs"]]:
         return carry, jnp.zeros(environment.actions.outputs)
 
-    def episode(key: Key[Array, ""]) -> tuple[Array, Array]:
+    def episode(key: Key[Array, ""]) -> tuple[Array, Array, PyTree]:
         params_key, key = jax.random.split(key)
         drawn = environment.with_params(sample_params(params_key))
         _check_step(key, drawn)
         trajectory = rollout(key, drawn, policy, ())[1]
         finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((trajectory.observations, trajectory.last))]
-        return jnp.stack(finite).all(), jnp.isfinite(trajectory.rewards)
+        return jnp.stack(finite).all(), jnp.isfinite(trajectory.rewards), drawn.params
 
     try:
-        observed, rewarded = jax.jit(episode)(jax.random.key(0))
+        observed, rewarded, params = jax.jit(episode)(jax.random.key(0))
     except DataError:
         raise
     except Exception as error:  # whatever a function raises that was not written for tracers
@@ -154,12 +155,14 @@ def check_environment(environment: Environment, sample_params: Callable[[Key[Arr
         raise DataError(
             f"the environment cannot be compiled ({reason}); write reset and step with jax.numpy and no `if` on values."
         ) from error
+    named = ((path_name(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(params))
+    told = ", ".join(f"{name} {leaf}".strip() for name, leaf in named if leaf.size <= 8)
+    task = f" in the task {told}" if told else ""
     if not bool(observed):
-        raise DataError("the environment gives observations that are not finite; look at its reset and step.")
+        raise DataError(f"the environment gives observations that are not finite{task}; look at its reset and step.")
     if not bool(rewarded.all()):
-        raise DataError(
-            f"the environment gives a reward that is not finite at step {int(jnp.argmin(rewarded))}; look at its step."
-        )
+        step = int(jnp.argmin(rewarded))
+        raise DataError(f"the environment gives a reward that is not finite{task} at step {step}; look at its step.")
 
 
 def _check_step(key: Key[Array, ""], environment: Environment) -> None:
