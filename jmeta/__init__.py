@@ -40,7 +40,7 @@ from jmeta.errors import (
     TransductiveWarning,
     UnknownNameError,
 )
-from jmeta.estimators import FewShotClassifier, FewShotRegressor
+from jmeta.estimators import FewShotClassifier, FewShotPolicy, FewShotRegressor
 from jmeta.evaluate import evaluate
 from jmeta.inner import InnerProblem, support_loss
 from jmeta.inputs import Standardisation, as_inputs

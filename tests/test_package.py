@@ -57,4 +57,4 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path):
     run(str(programs / "jmeta"), "train", *size, "--out", "runs/demo")
     result = json.loads(run(str(programs / "jmeta"), "evaluate", "runs/demo", "--episodes", "4", "--json"))
     assert 0 <= result["accuracy"] <= 1 and result["episodes"] == 4
-    assert (tmp_path / "runs/demo/adaptation_curve.png").exists()
+    assert (tmp_path / "runs/demo/learning_curve.png").exists()

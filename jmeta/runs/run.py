@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jmeta.calibration import calibrate
 from jmeta.core import Examples, MetaLearner, Params, State, Task, TaskSource
 from jmeta.data.own import is_path
 from jmeta.errors import CheckpointError, ConfigError, DataError
-from jmeta.estimators import FewShotClassifier, FewShotRegressor
+from jmeta.estimators import FewShotClassifier, FewShotPolicy, FewShotRegressor
 from jmeta.evaluate import evaluate
 from jmeta.files import write_whole
 from jmeta.inputs import Standardisation
@@ -260,6 +261,18 @@ class Run:
         kept = self.config.own.get("standardisation")
         by = Standardisation(**kept) if kept else None
         return FewShotRegressor(self.learner, self.params, self.state, input_shape=self.input_shape, standardisation=by)
+
+    def policy(self) -> FewShotPolicy:
+        """The same for a run that acts: a policy that adapts to an environment of your own.
+
+        Raises:
+            ConfigError: the run does not act.
+        """
+        if self.config.kind != "environment":
+            raise ConfigError(f"{self.config.data} is no environment; take run.classifier() or run.regressor().")
+        source = self.source("test")
+        like = jax.tree.map(jnp.zeros_like, jax.eval_shape(source.sample, jax.random.key(0), source.data)).support
+        return FewShotPolicy(self.learner, self.params, self.state, like=like)
 
     def save(self, folder: str | Path) -> None:
         """Writes a run folder, which `jmeta.load`, `jmeta evaluate`, `jmeta adapt` and `--resume` read.
