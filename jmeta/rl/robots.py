@@ -117,7 +117,7 @@ def _direction(robot: str, backend: str, horizon: int, queries: int) -> TaskSour
 def cheetah_velocity(*, horizon: int = 100, queries: int = 20, backend: str = "spring") -> TaskSource:
     """A half-cheetah in the plane that shall run at a velocity that is told by the reward alone.
 
-    Each task draws its velocity v from U[0, 2] m/s. The reward of a step is −|ẋ − v| − 0.05 ‖a‖².
+    Each task draws its velocity v from U[0, 2] m/s. The reward of a step is `−|ẋ − v| − 0.05 ‖a‖²`.
 
     Args:
         horizon: steps of an episode, of 0.05 s each.
@@ -171,7 +171,7 @@ def cheetah_direction(*, horizon: int = 100, queries: int = 20, backend: str = "
 def ant_velocity(*, horizon: int = 100, queries: int = 20, backend: str = "spring") -> TaskSource:
     """A four-legged ant that shall run at a velocity that is told by the reward alone.
 
-    Each task draws its velocity v from U[0, 3] m/s. The reward of a step is 1.05 − |ẋ − v| − 0.005 ‖a‖²; an episode
+    Each task draws its velocity v from U[0, 3] m/s. The reward of a step is `1.05 − |ẋ − v| − 0.005 ‖a‖²`; an episode
     ends where the ant falls.
 
     Args:
