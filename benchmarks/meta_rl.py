@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning: `python -m benchmarks.meta_rl CASE`: navigation, bandit, cartpole or collector.
+"""Meta-reinforcement learning: `python -m benchmarks.meta_rl CASE`, as navigation, bandit or cheetah_velocity.
 
 Each row is measured once and written at once, so that a run that was cut off goes on where it stopped.
 """
@@ -6,7 +6,7 @@ Each row is measured once and written at once, so that a run that was cut off go
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,17 @@ from jmeta.rl import (
     Discrete,
     Policy,
     RecurrentPolicy,
+    ant_direction,
+    ant_velocity,
     bandit,
+    cheetah_direction,
+    cheetah_velocity,
     collect,
     hidden_cartpole,
     navigation,
     point_navigation,
     reveal,
+    walker_body,
 )
 
 Row = Mapping[str, Any]
@@ -228,22 +233,56 @@ def run_bandit(arms: int, pulls: int, seed: int, steps: int, episodes: int) -> N
     )
 
 
-def run_cartpole(seed: int, steps: int, episodes: int) -> None:
-    """Return with hidden physics: RL² before and after one episode, beside no adaptation and an oracle.
+class Physics(NamedTuple):
+    """Tasks that a memory of one episode tells, and the size of their trainings.
 
-    The oracle is RL² that is told the physics, in its first episode; no adaptation is a policy without memory.
+    Args:
+        make: `queries -> tasks`.
+        width: of the recurrent policy.
+        tasks: trials of a meta-step.
+        steps: meta-steps.
+        episodes: test tasks.
+        rate: of Adam.
+        discount: γ.
     """
-    results = Results(RESULTS / "meta_rl_cartpole.json", {"steps": steps, "episodes": episodes})
-    source = hidden_cartpole(queries=5)
-    rl2 = partial(jmeta.rl2, jmeta.linen(RecurrentPolicy(Box(1), width=64)), value_weight=0.5)
+
+    make: Callable[..., jmeta.TaskSource]
+    width: int = 64
+    tasks: int = 64
+    steps: int = 300
+    episodes: int = 600
+    rate: float = 3e-3
+    discount: float = 0.99
+
+
+CASES = {
+    "cartpole": Physics(hidden_cartpole),
+    **{
+        make.__name__: Physics(make, width=128, tasks=32, episodes=100, rate=1e-3)
+        for make in (cheetah_velocity, cheetah_direction, ant_velocity, ant_direction, walker_body)
+    },
+}
+
+
+def run_physics(case: str, seed: int, steps: int | None, episodes: int | None) -> None:
+    """Return where something is hidden: RL² before and after one episode, beside no adaptation and an oracle.
+
+    The oracle is RL² that is told what is hidden, in its first episode; no adaptation is a policy without memory.
+    """
+    about = CASES[case]
+    steps, episodes = steps or about.steps, episodes or about.episodes
+    results = Results(RESULTS / f"meta_rl_{case}.json", {"steps": steps, "episodes": episodes})
+    source = about.make(queries=5)
+    actions = jax.eval_shape(source.sample, jax.random.key(0), source.data).support.actions
+    recurrent = jmeta.linen(RecurrentPolicy(actions, width=about.width))
+    rl2 = partial(jmeta.rl2, recurrent, value_weight=0.5, discount=about.discount)
 
     def train(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> jmeta.Fit:
         epochs = 8
-        rate = optax.cosine_decay_schedule(3e-3, steps * epochs)
+        rate = optax.cosine_decay_schedule(about.rate, steps * epochs)
         optimizer = jmeta.repeated(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), epochs)
-        return jmeta.fit(
-            jax.random.key(seed), learner, tasks, steps=steps, tasks=64, task_chunk=64, optimizer=optimizer
-        )
+        sizes: dict[str, Any] = {"tasks": about.tasks, "task_chunk": about.tasks}
+        return jmeta.fit(jax.random.key(seed), learner, tasks, steps=steps, **sizes, optimizer=optimizer)
 
     def score(learner: jmeta.MetaLearner, fitted: jmeta.Fit, tasks: jmeta.TaskSource) -> tuple[float, float]:
         key = jax.random.key(1000)
@@ -253,22 +292,22 @@ def run_cartpole(seed: int, steps: int, episodes: int) -> None:
             )
         )
 
-    def recurrent() -> Row:
+    def with_memory() -> Row:
         fitted = train(rl2(inner_steps=1), source)
         return {f"return_{k}": score(rl2(inner_steps=k), fitted, source) for k in (0, 1, 2)}
 
     def at_once(learner: jmeta.MetaLearner, tasks: jmeta.TaskSource) -> Row:
         return {"return_0": score(learner, train(learner, tasks), tasks)}
 
-    policy = jmeta.linen(Policy(Box(1), log_deviation=0.0))
-    without = jmeta.maml_rl(policy, inner_steps=0, trajectories=2, trace=0.95)
+    policy = jmeta.linen(Policy(actions, log_deviation=0.0))
+    without = jmeta.maml_rl(policy, inner_steps=0, trajectories=2, trace=0.95, discount=about.discount)
     low = measured(results, f"no adaptation, seed {seed}", partial(at_once, without, source))["return_0"][0]
     oracle = partial(at_once, rl2(inner_steps=0), reveal(source))
     high = measured(results, f"oracle, seed {seed}", oracle)["return_0"][0]
-    found = measured(results, f"rl2, seed {seed}", recurrent)["return_1"][0]
+    found = measured(results, f"rl2, seed {seed}", with_memory)["return_1"][0]
     print(f"one episode recovers {(found - low) / (high - low):.0%} of the gap from {low:.1f} to {high:.1f}")
     columns = (*(f"return_{k}" for k in (0, 1, 2)), "seconds")
-    write_table(results, f"cartpole --seed {seed} --steps {steps}", columns)
+    write_table(results, f"{case} --seed {seed} --steps {steps}", columns)
 
 
 def run_collector(episodes: int = 400) -> None:
@@ -331,7 +370,7 @@ def run_collector(episodes: int = 400) -> None:
 
 
 def main(
-    case: tyro.conf.Positional[Literal["navigation", "bandit", "cartpole", "collector"]],
+    case: Annotated[str, tyro.conf.Positional],
     seed: int = 0,
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
     episodes: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None,
@@ -341,10 +380,11 @@ def main(
     """Runs a case.
 
     Args:
-        case: navigation, bandit, cartpole or collector.
+        case: navigation, bandit, collector, cartpole, or a robot of Brax: cheetah_velocity, cheetah_direction,
+            ant_velocity, ant_direction, walker_body.
         seed: of meta-training; test tasks are the same for all.
-        steps: meta-steps; default 600 for navigation, 1500 for bandits, 300 for the cartpole.
-        episodes: unseen tasks; default 600 goals, 2000 bandits.
+        steps: meta-steps; default 600 for navigation, 1500 for bandits, 300 for others.
+        episodes: unseen tasks; default 600 goals or carts, 2000 bandits, 100 robots.
         arms: of the bandits.
         pulls: of the bandits.
     """
@@ -353,10 +393,12 @@ def main(
         run_navigation(seed, steps or 600, episodes or 600)
     elif case == "bandit":
         run_bandit(arms, pulls, seed, steps or 1500, episodes or 2000)
-    elif case == "cartpole":
-        run_cartpole(seed, steps or 300, episodes or 600)
-    else:
+    elif case == "collector":
         run_collector()
+    elif case in CASES:
+        run_physics(case, seed, steps, episodes)
+    else:
+        raise SystemExit(f"there is no case {case!r}; choose navigation, bandit, collector or {', '.join(CASES)}.")
 
 
 if __name__ == "__main__":
