@@ -12,9 +12,12 @@ import pytest
 import jmeta
 from benchmarks import (
     accelerator,
+    backbones,
     bilevel,
     latency,
     learners,
+    lora,
+    meta_rl,
     molecules,
     pictures,
     pretrained,
@@ -311,6 +314,39 @@ def test_the_table_of_pictures():
     table = pictures.markdown(rows, seeds=2)
     assert "| nearest mean | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | no | 2 |" in table
     assert "| tim | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | 90.5 ± 0.7 | yes | 2 |" in table
+
+
+def test_the_tables_of_backbones_and_of_lora():
+    rows = {f"{name}, seed 0": {"accuracy": 0.9, "ci95": 0.01, "parameters": 5000, "seconds": 3} for name in ("conv4",)}
+    rows |= {"resnet12, seed 0": {"accuracy": 0.95, "ci95": 0.02, "parameters": 12_424_320, "seconds": 700}}
+    assert "| resnet12 | 12,424,320 | 0 | 95.0 ± 2.0 % | 700 |" in backbones.markdown(rows, seeds=1)
+    found = {"accuracy": 0.9, "ci95": 0.01}
+    row = {"adapted": 1000, "share": 0.01, "inner_rate": 0.1, "before": found, "after": found, "seconds": 9}
+    table = lora.accuracy_markdown({f"accuracy, rank {rank}, seed 0": row for rank in lora.RANKS[:2]}, seeds=1)
+    assert "| MAML, all weights | 0 | 1,000 | 1.0 % | 0.1 | 90.0 ± 1.0 % | 90.0 ± 1.0 % | 9 |" in table
+
+
+@pytest.mark.slow
+def test_resnet12_and_conv4_train_on_the_same_tasks(monkeypatch):
+    monkeypatch.setitem(backbones.NETWORKS, "resnet12", lambda: jmeta.ResNet12(None, features=(8, 8, 8, 8)))
+    try:
+        jmeta.omniglot()
+    except jmeta.DataError as error:
+        pytest.skip(str(error))
+    for name in backbones.NETWORKS:
+        row = backbones.measured(name, steps=2, episodes=2, seed=0)
+        assert 0 <= row["accuracy"] <= 1 and row["parameters"] > 1000
+
+
+@pytest.mark.slow
+def test_what_is_hidden_is_told_by_an_episode(monkeypatch, tmp_path):
+    monkeypatch.setattr(meta_rl, "RESULTS", tmp_path)
+    monkeypatch.setitem(meta_rl.CASES, "cartpole", meta_rl.CASES["cartpole"]._replace(tasks=4, width=8))
+    meta_rl.main("cartpole", steps=2, episodes=4)
+    table = (tmp_path / "meta_rl_cartpole.md").read_text()
+    assert all(f"| {name}, seed 0 |" in table for name in ("no adaptation", "oracle", "rl2"))
+    with pytest.raises(SystemExit, match="no case 'horse'; choose navigation"):
+        meta_rl.main("horse")
 
 
 def test_the_table_of_pretrained_embeddings():
