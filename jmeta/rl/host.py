@@ -13,7 +13,7 @@ from jmeta.errors import ConfigError
 from jmeta.rl.adapters import length_of, space_of
 from jmeta.rl.environment import Environment
 
-KEPT = 10_000  # episodes that run at a time, and ended ones whose last observation is still asked for
+KEPT = 10_000  # ended episodes, whose last observation is asked for until the horizon
 
 
 def from_gymnasium(make: Callable[[PyTree], Any], params: PyTree = None, *, horizon: int | None = None) -> Environment:
@@ -96,8 +96,9 @@ class _Host:
             observation = _flat(one.reset(seed=int(seeds[i]))[0])
             self.count = (self.count + 1) % 2**31
             self.running[self.count] = {"environment": one, "task": task, "time": 0, "last": observation}
-            if len(self.running) > KEPT:
-                self.running.popitem(last=False)
+            oldest = next(iter(self.running))
+            if len(self.running) > KEPT and self.running[oldest]["environment"] is None:
+                del self.running[oldest]
             observations.append(observation)
             episodes[i] = self.count
         return np.stack(observations).reshape(*seeds.shape, -1), episodes
