@@ -30,6 +30,7 @@ from jmeta.rl import (
     from_navix,
     from_xland,
     hidden_cartpole,
+    host,
     navigation,
     point_navigation,
     reveal,
@@ -371,6 +372,28 @@ def test_an_episode_in_gymnasium_ends_where_it_is_terminated():
     fell = np.asarray(trajectory.alive.sum(axis=1))
     assert ((fell > 5) & (fell < 20)).all() and trajectory.ended.all()
     np.testing.assert_array_equal(trajectory.rewards.sum(axis=1), fell)
+
+
+def test_environments_of_gymnasium_are_used_again_and_let_go(monkeypatch):
+    gymnasium = pytest.importorskip("gymnasium", reason="pip install gymnasium")
+    monkeypatch.setattr(host, "TASKS", 2)
+    made, closed = [], []
+
+    class Counted(gymnasium.Wrapper):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def make(gravity):
+        made.append(Counted(gymnasium.make("Pendulum-v1", g=float(gravity))))
+        return made[-1]
+
+    environment = from_gymnasium(make, jnp.asarray(10.0), horizon=3)
+    episodes = jax.jit(lambda key, g: collect(key, environment.with_params(g), still([0.0, 0.0]), 2).rewards)
+    for gravity, expected in ((9.0, 3), (9.0, 3), (8.0, 5), (7.0, 7), (8.0, 7), (9.0, 9)):  # one to look at first
+        jax.block_until_ready(episodes(KEY, jnp.asarray(gravity)))
+        assert len(made) == expected
+    assert len(closed) == 4
 
 
 def test_learners_learn_in_gymnasium():

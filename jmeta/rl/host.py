@@ -14,6 +14,7 @@ from jmeta.rl.adapters import length_of, space_of
 from jmeta.rl.environment import Environment
 
 KEPT = 10_000  # ended episodes, whose last observation is asked for until the horizon
+TASKS = 100  # whose environments wait for their next episode
 
 
 def from_gymnasium(make: Callable[[PyTree], Any], params: PyTree = None, *, horizon: int | None = None) -> Environment:
@@ -81,7 +82,7 @@ class _Host:
     def __init__(self, make: Callable[[PyTree], Any], horizon: int) -> None:
         self.make, self.horizon, self.count = make, horizon, 0
         self.running: OrderedDict[int, dict[str, Any]] = OrderedDict()
-        self.free: dict[bytes, list[Any]] = {}
+        self.free: OrderedDict[bytes, list[Any]] = OrderedDict()
 
     def reset(self, seed: Any, params: PyTree) -> Any:
         """Seeds `[*batch]` and tasks `[*batch, ...]` to observations `[*batch, features]` and numbers `[*batch]`."""
@@ -91,7 +92,7 @@ class _Host:
         for i in np.ndindex(seeds.shape):
             mine = [leaf[i] for leaf in leaves]
             task = b"".join(np.asarray(leaf).tobytes() for leaf in mine)
-            free = self.free.setdefault(task, [])
+            free = self.free.get(task)
             one = free.pop() if free else self.make(jax.tree.unflatten(tree, mine))
             observation = _flat(one.reset(seed=int(seeds[i]))[0])
             self.count = (self.count + 1) % 2**31
@@ -116,10 +117,18 @@ class _Host:
                 after, rewards[i], done[i], _, _ = run["environment"].step(actions[i])
                 run["time"], run["last"] = run["time"] + 1, _flat(after)
                 if done[i] or run["time"] == self.horizon:
-                    self.free[run["task"]].append(run["environment"])
+                    self._release(run["task"], run["environment"])
                     run["environment"] = None
             observations.append(run["last"])
         return np.stack(observations).reshape(*episodes.shape, -1), rewards, done
+
+    def _release(self, task: bytes, environment: Any) -> None:
+        """Keeps an environment for the next episode of its task; those of the tasks that were seen last."""
+        self.free.setdefault(task, []).append(environment)
+        self.free.move_to_end(task)
+        if len(self.free) > TASKS:
+            for old in self.free.popitem(last=False)[1]:
+                old.close()
 
 
 def _flat(observation: Any) -> Float[np.ndarray, "features"]:
