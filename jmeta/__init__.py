@@ -6,10 +6,12 @@ from jmeta.calibration import calibrate
 from jmeta.compilation import compiler_options
 from jmeta.core import Adapted, Examples, MetaLearner, Model, Task, TaskSource, episodic, over_tasks
 from jmeta.data.assays import average_precision_gain, from_assays
+from jmeta.data.augmentation import augmentation, augmented
 from jmeta.data.clinc150 import clinc150
 from jmeta.data.embeddings import from_embeddings
 from jmeta.data.episodes import from_arrays, split_classes
 from jmeta.data.folders import from_folder, read_images
+from jmeta.data.given import from_tasks
 from jmeta.data.glyphs import glyphs
 from jmeta.data.groups import from_groups
 from jmeta.data.omniglot import omniglot
