@@ -1,6 +1,6 @@
 """Prototypical networks with ResNet-12 beside Conv4 after as many meta-steps: `python -m benchmarks.backbones`.
 
-Omniglot on 32 x 32 pixels; both networks start from nothing and see the same tasks.
+Omniglot on 32 x 32 pixels; both networks have batch norm, as in the papers, start from nothing and see the same tasks.
 """
 
 import time
@@ -18,8 +18,8 @@ import jmeta
 from benchmarks.results import RESULTS, Results, machine_line, markdown_table, percent
 
 NETWORKS: dict[str, Callable[[], Any]] = {
-    "conv4": lambda: jmeta.Conv4(outputs=None, pooling="max"),
-    "resnet12": lambda: jmeta.ResNet12(outputs=None),
+    "conv4": lambda: jmeta.Conv4(outputs=None, pooling="max", norm="running"),
+    "resnet12": lambda: jmeta.ResNet12(outputs=None, norm="running", dropout=0.0),
 }
 
 
@@ -56,7 +56,7 @@ def markdown(rows: dict[str, Any], seeds: int) -> str:
     return machine_line("python -m benchmarks.backbones") + markdown_table(header, lines)
 
 
-def main(steps: int = 600, episodes: int = 300, seeds: int = 1, out: Path = RESULTS / "backbones.json") -> None:
+def main(steps: int = 400, episodes: int = 200, seeds: int = 1, out: Path = RESULTS / "backbones.json") -> None:
     """Trains and tests both, prints the table and stores it.
 
     Args:

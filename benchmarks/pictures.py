@@ -44,6 +44,7 @@ class Method(NamedTuple):
         pixels: whether it reads pictures of 28 x 28 and not embeddings.
         tunes: whether the network itself is fine-tuned before, as prototypical network.
         pretrains: whether its source is of batches of all classes.
+        episodes: test tasks.
     """
 
     make: Callable[[], jmeta.MetaLearner]
@@ -53,6 +54,7 @@ class Method(NamedTuple):
     pixels: bool = False
     tunes: bool = False
     pretrains: bool = False
+    episodes: int = 300
 
 
 def linear() -> jmeta.Model:
@@ -69,7 +71,7 @@ METHODS: dict[str, Method] = {
     "nearest mean": Method(lambda: jmeta.prototypical(jmeta.identity())),
     "linear_probe": Method(lambda: jmeta.linear_probe(jmeta.identity()), pretrains=True),
     "prototypical": Method(lambda: jmeta.prototypical(linear()), steps=600),
-    "tim": Method(lambda: jmeta.tim(jmeta.identity())),
+    "tim": Method(lambda: jmeta.tim(jmeta.identity()), episodes=60),
     "laplacian_shot": Method(lambda: jmeta.laplacian_shot(jmeta.identity())),
     "pt_map": Method(lambda: jmeta.pt_map(jmeta.identity())),
     "nearest mean, network fine-tuned": Method(
@@ -183,7 +185,7 @@ def measured(weights: Path, place: Path, name: str, seed: int, quick: bool) -> d
             params,
             state,
             test(ways=ways, shots=shots, queries=QUERIES),
-            episodes=5 if quick else 300,
+            episodes=5 if quick else method.episodes,
         )
         for ways, shots in TASKS
     }
