@@ -151,7 +151,9 @@ def fine_tuned(weights: Path, pictures: Labelled, method: Method, seed: int, qui
     (params, state), _ = jmeta.load_params(
         weights, jax.eval_shape(model.init, jax.random.key(0), jmeta.as_inputs(images[:1]))
     )
-    learner = jmeta.prototypical(jmeta.pretrained(model, params, state))
+    # by the moving averages of ImageNet: those of thirty drawings at a time do not stand for others
+    frozen = model._replace(apply=lambda *a, train, **mask: model.apply(*a, train=False, **mask))
+    learner = jmeta.prototypical(jmeta.pretrained(frozen, params, state))
     source = jmeta.from_arrays(images, labels, ways=method.ways, shots=1, queries=2)
     params, state = trained(learner, method, source, seed, quick)
     images, labels = of_split(pictures, "test")
