@@ -13,7 +13,7 @@ from jmeta.compilation import memory
 from jmeta.core import MetaLearner, Params, State, Task, TaskSource, check_examples
 from jmeta.errors import ConfigError, ModelError
 from jmeta.step import TrainState
-from jmeta.tree import path_name
+from jmeta.tree import leaf_shapes
 
 
 def check_task(task: PyTree) -> None:
@@ -63,10 +63,7 @@ def check_state(
     wanted = jax.eval_shape(start, jax.random.key(0), source.data, train_state.params)
     given = ((train_state.params, train_state.state), train_state.optimizer_state)
     for what, here, there in zip(("learner or model", "optimiser"), wanted, given, strict=True):
-        ours, theirs = (
-            {path_name(p): f"{x.dtype}{list(x.shape)}" for p, x in jax.tree.leaves_with_path(tree)}
-            for tree in (here, there)
-        )
+        ours, theirs = leaf_shapes(here), leaf_shapes(there)
         start_anew = "leave train_state away to start anew"
         if what == "optimiser":
             start_anew = "start from its parameters by jmeta.init(...)._replace(params=...)"

@@ -15,6 +15,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def leaf_shapes(tree: PyTree) -> dict[str, str]:
+    """Dtype and shape of each leaf by its path, `{"body/kernel": "float32[3, 4]"}`, as errors name them."""
+    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def everything(path: str) -> bool:
     """Selects every leaf."""
     return True

@@ -294,21 +294,24 @@ def test_robots_without_brax_name_the_line_that_installs_it(monkeypatch):
 
 
 def test_grids_of_xland_differ_in_their_rules():
-    """The agent, which random actions move, has the reward of the rule of its task: two goals, two returns."""
+    """With the goal to stand on the floor, which the agent does, the first step is paid and the last; without, none."""
     xminigrid = pytest.importorskip("xminigrid", reason="pip install xminigrid")
+    from xminigrid.core.constants import Colors, Tiles
+    from xminigrid.core.goals import AgentOnTileGoal
+
     made, params = xminigrid.make("XLand-MiniGrid-R1-9x9", max_steps=60)
-    near = params.replace(ruleset=params.ruleset.replace(goal=jnp.asarray([1, 11, 6, 0, 0], jnp.uint8)))  # hold a ball
+    goal = AgentOnTileGoal(tile=jnp.asarray([Tiles.FLOOR, Colors.BLACK], jnp.uint8)).encode()
+    reached = params.replace(ruleset=params.ruleset.replace(goal=goal))
     environment = from_xland(made, params)
     assert environment.actions == Discrete(6) and environment.horizon == 60
-    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, near)
-
-    def episodes(params):
-        return collect(KEY, environment.with_params(params), still([0.0] * 6), 8)
-
-    seen = jax.jit(jax.vmap(episodes))(both)
-    assert seen.observations.shape == (2, 8, 60, 5, 5, 2) and np.isfinite(seen.rewards).all()
-    with pytest.raises(jmeta.ConfigError, match="horizon is 61, and the environment ends after 60 steps"):
-        from_xland(made, params, horizon=61)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, reached)
+    walking = still([99.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # a step forward, after which goals are looked at
+    seen = jax.jit(jax.vmap(lambda params: collect(KEY, environment.with_params(params), walking, 8)))(both)
+    assert seen.observations.shape == (2, 8, 60, 5, 5, 2)
+    assert (seen.rewards[0] == 0).all() and seen.alive[0].all() and not seen.ended[0].any()
+    paid = np.asarray(seen.rewards[1])
+    np.testing.assert_allclose(paid.max(axis=1), 1 - 0.9 / 60, rtol=1e-5)
+    assert (np.asarray(seen.alive[1]).sum(axis=1) == 1).all() and seen.ended[1].all()
 
 
 def test_levels_of_navix_are_tasks():

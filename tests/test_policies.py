@@ -50,7 +50,7 @@ def test_a_run_gives_its_policy_and_refuses_other_robots():
         reset=lambda key, params: (jnp.zeros(5), ROOM.reset(key, params)[1]),
         step=lambda *a: (jnp.zeros(5), *ROOM.step(*a)[1:]),
     )
-    with pytest.raises(jmeta.DataError, match=r"shows {'observations': \[5\]}, and the policy reads .*\[2\]"):
+    with pytest.raises(jmeta.DataError, match=r"shows {'observations': 'float32\[5\]'}, and the policy reads .*\[2\]"):
         policy.fit(wide)
     with pytest.raises(jmeta.ConfigError, match=r"sinusoid is no environment; take run\.classifier"):
         jmeta.Run.begin(learner="maml", data="sinusoid").policy()

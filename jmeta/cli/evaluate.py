@@ -67,11 +67,10 @@ class Evaluate:
             metric = config.metric.__name__
             results = [result if steps == result["test_inner_steps"] else asked(inner_steps=steps) for steps in UPDATES]
             # the pictures of other data or tasks stand beside those of the run
-            other = self.data and Path(self.data).stem, self.split != "test" and self.split
-            place = "".join(f"_{word}" for word in (*other, self.checkpoint != "best" and self.checkpoint) if word)
-            curve = self.folder / f"adaptation_curve{place}.png"
-            pictures.adaptation_curve(curve, results, "test_inner_steps", metric)
-            draw_trajectories(run, self.folder / f"trajectories{place}.png", self.split)
+            asked_for = Path(self.data or "").stem, self.split, self.checkpoint
+            ending = "".join(f"_{word}" for word in asked_for if word not in ("", "test", "best")) + ".png"
+            pictures.adaptation_curve(self.folder / f"adaptation_curve{ending}", results, "test_inner_steps", metric)
+            draw_trajectories(run, self.folder / f"trajectories{ending}", self.split)
             names = ("test_inner_steps", metric, "ci95")
             result["by_inner_steps"] = [{name: r[name] for name in names} for r in results]
         if self.json:

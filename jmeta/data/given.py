@@ -9,7 +9,7 @@ from jaxtyping import Array, Key, PyTree
 
 from jmeta.core import Task, TaskSource
 from jmeta.errors import DataError
-from jmeta.tree import path_name
+from jmeta.tree import leaf_shapes
 
 
 def from_tasks(tasks: Sequence[Task]) -> TaskSource:
@@ -35,22 +35,18 @@ def from_tasks(tasks: Sequence[Task]) -> TaskSource:
     tasks = list(tasks)
     if not tasks or not all(isinstance(task, Task) for task in tasks):
         raise DataError("there are no tasks, or some are none; give a list of jmeta.Task(support, query).")
-    first = _shapes(tasks[0])
+    tasks = [jax.tree.map(np.asarray, task) for task in tasks]
+    first = leaf_shapes(tasks[0])
     for i, task in enumerate(tasks):
-        here = _shapes(task)
+        here = leaf_shapes(task)
         for leaf in {**first, **here}:
             if first.get(leaf) != here.get(leaf):
                 there, mine = (part.get(leaf, "not there") for part in (first, here))
                 raise DataError(f"{leaf!r} of task {i} is {mine}, and of task 0 {there}; give all tasks one shape.")
-    data = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *tasks)
+    data = jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)
 
     def sample(key: Key[Array, ""], data: PyTree) -> Task:
         i = jax.random.randint(key, (), 0, len(tasks))
         return jax.tree.map(lambda x: jnp.asarray(x)[i], data)
 
     return TaskSource(data, sample, {"given_tasks": len(tasks)})
-
-
-def _shapes(task: Task) -> dict[str, str]:
-    leaves = ((path_name(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(task))
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}

@@ -151,7 +151,7 @@ class FewShot:
             self._try(support)
         except ModelError:  # a network or a loss of the user's own that takes no mask; what else is wrong is told below
             support = Examples(jnp.asarray(X), jnp.asarray(targets), descriptions)
-        return predict_key, compiled(_adapt)(adapt_key, self.params, self.state, support, learner=learner)
+        return predict_key, compiled(adapt)(adapt_key, self.params, self.state, support, learner=learner)
 
     def _support_of(self, X: Any) -> np.ndarray:
         """The inputs of a support, of the shape that the network was trained with."""
@@ -237,7 +237,8 @@ class FewShot:
         return not np.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _adapt(key: Key[Array, ""], params: Params, state: State, support: Examples, *, learner: MetaLearner) -> Adapted:
+def adapt(key: Key[Array, ""], params: Params, state: State, support: Any, *, learner: MetaLearner) -> Adapted:
+    """`learner.adapt`, as a function that all estimators compile."""
     return learner.adapt(key, params, state, support)
 
 

@@ -1,17 +1,17 @@
 """A meta-trained policy that adapts to an environment."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
-from jmeta.core import MetaLearner, Params, State
+from jmeta.compilation import compiled
+from jmeta.core import Adapted, MetaLearner, Params, State
 from jmeta.errors import DataError, NotFittedError
+from jmeta.estimators.base import adapt
 from jmeta.rl.environment import Environment, check_environment
 from jmeta.rl.rollout import Trajectory, returns
-from jmeta.tree import path_name
+from jmeta.tree import leaf_shapes
 
 
 class FewShotPolicy:
@@ -59,7 +59,7 @@ class FewShotPolicy:
         check_environment(environment, lambda key: environment.params)
         key = jax.random.key(self.seed)
         self.environment_ = environment
-        self.adapted_ = jax.jit(self.learner.adapt)(key, self.params, self.state, environment)
+        self.adapted_ = compiled(adapt)(key, self.params, self.state, environment, learner=self.learner)
         return self
 
     def episodes(self, n: int = 20, *, seed: int | None = None) -> Trajectory:
@@ -79,12 +79,17 @@ class FewShotPolicy:
             raise NotFittedError("this policy is not adapted; call fit(environment) first.")
         key = jax.random.key(self.seed + 1 if seed is None else seed)
         many = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), self.environment_.params)
-        answers: Trajectory = jax.jit(self.learner.predict)(key, self.adapted_, self.environment_.with_params(many))
+        environments = self.environment_.with_params(many)
+        answers: Trajectory = compiled(_act)(key, self.adapted_, environments, learner=self.learner)
         return answers
 
     def score(self, n: int = 20, *, seed: int | None = None) -> float:
         """The mean return of `episodes`."""
         return float(np.mean(returns(self.episodes(n, seed=seed))))
+
+
+def _act(key: Key[Array, ""], adapted: Adapted, environments: Environment, *, learner: MetaLearner) -> PyTree:
+    return learner.predict(key, adapted, environments)
 
 
 def _check_alike(environment: Environment, like: Environment) -> None:
@@ -95,9 +100,6 @@ def _check_alike(environment: Environment, like: Environment) -> None:
         raise DataError(f"the environment shows {here}, and the policy reads {there}; bring it to that.")
 
 
-def _observations(environment: Environment) -> dict[str, list[int]]:
-    def reset(params: PyTree) -> Any:
-        return environment.reset(jax.random.key(0), params)[0]
-
-    seen = jax.eval_shape(reset, environment.params)
-    return {path_name(path) or "observations": list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(seen)}
+def _observations(environment: Environment) -> dict[str, str]:
+    seen = jax.eval_shape(lambda params: environment.reset(jax.random.key(0), params)[0], environment.params)
+    return {path or "observations": shape for path, shape in leaf_shapes(seen).items()}

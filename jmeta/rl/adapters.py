@@ -40,12 +40,11 @@ def from_gymnax(environment: Any, params: PyTree = None, *, horizon: int | None 
     horizon = length_of(horizon, None if longest is None else int(longest))
 
     def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return _strong(environment.reset_env(key, params))
+        first: tuple[Array, PyTree] = _called(lambda: environment.reset_env(key, params))
+        return first
 
     def step(key: Key[Array, ""], state: PyTree, action: Array, params: PyTree) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return _strong(environment.step_env(key, state, action, params))
+        return _called(lambda: environment.step_env(key, state, action, params))
 
     return Environment(
         jax.tree.map(jnp.asarray, params), reset, step, space_of(environment.action_space(params)), horizon
@@ -91,16 +90,14 @@ def from_brax(
         return changed
 
     def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            state = _strong(robot(params).reset(key))
+        state = _called(lambda: robot(params).reset(key))
         return state.obs, state
 
     def step(key: Key[Array, ""], state: Any, action: Array, params: PyTree) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            before = state.replace(metrics=dict(state.metrics))  # which Brax changes in place
-            action = jnp.clip(action, -1.0, 1.0)
-            state = _strong(robot(params).step(before, action))
-            value = state.reward if reward is None else reward(state, action, params)
+        before = state.replace(metrics=dict(state.metrics))  # which Brax changes in place
+        action = jnp.clip(action, -1.0, 1.0)
+        state = _called(lambda: robot(params).step(before, action))
+        value = state.reward if reward is None else reward(state, action, params)
         return state.obs, state, value, state.done > 0, {}
 
     return Environment(() if params is None else params, reset, step, Box(int(environment.action_size)), horizon)
@@ -129,14 +126,12 @@ def from_xland(environment: Any, params: PyTree, *, horizon: int | None = None) 
     """
 
     def reset(key: Key[Array, ""], params: PyTree) -> tuple[Array, PyTree]:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            # arrays of bits, which a scan can carry past the end of an episode
-            now = _strong(environment.reset(params, jax.random.key_data(key)))
+        # arrays of bits, which a scan can carry past the end of an episode
+        now = _called(lambda: environment.reset(params, jax.random.key_data(key)))
         return now.observation, now
 
     def step(key: Key[Array, ""], state: Any, action: Array, params: PyTree) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            now = _strong(environment.step(params, state, action))
+        now = _called(lambda: environment.step(params, state, action))
         return now.observation, now, now.reward, now.last() & (now.discount == 0), {}
 
     return Environment(
@@ -167,13 +162,11 @@ def from_navix(environment: Any, *, horizon: int | None = None) -> Environment:
     """
 
     def reset(key: Key[Array, ""], level: Array) -> tuple[Array, PyTree]:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            now = _strong(environment.reset(jax.random.PRNGKey(level)))
+        now = _called(lambda: environment.reset(jax.random.PRNGKey(level)))
         return now.observation, now
 
     def step(key: Key[Array, ""], state: Any, action: Array, level: Array) -> Any:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            now = _strong(environment.step(state, action))
+        now = _called(lambda: environment.step(state, action))
         return now.observation, now, now.reward, now.is_termination(), {}
 
     actions, steps = Discrete(len(environment.action_set)), length_of(horizon, int(environment.max_steps))
@@ -206,9 +199,13 @@ def length_of(horizon: int | None, longest: int | None) -> int:
     return int(steps)
 
 
-def _strong(tree: PyTree) -> PyTree:
-    """Leaves as arrays of a dtype of their own, which a scan can carry; Python numbers have none."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+def _called(function: Callable[[], PyTree]) -> Any:
+    """What another library gives, which may mix dtypes and ranks, as arrays of a dtype of their own.
+
+    A scan can carry those, and no Python numbers.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), function())
 
 
 def space_of(space: Any) -> Space:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ TASKS = 100  # whose environments wait for their next episode
 def from_gymnasium(make: Callable[[PyTree], Any], params: PyTree = None, *, horizon: int | None = None) -> Environment:
     """A gymnasium environment, for those who have none in JAX; slow.
 
-    Every step leaves the compiled program for Python, which steps one environment after the other: some ten thousand
-    steps a second, where an environment in JAX has millions. Learners and evaluation take it as any other.
+    Every step leaves the compiled program for Python, which steps one environment after the other. Learners and
+    evaluation take it as any other.
 
     Args:
         make: `params -> gymnasium.Env`, the environment of a task; called with NumPy arrays, once for each episode that
@@ -76,12 +77,22 @@ def from_gymnasium(make: Callable[[PyTree], Any], params: PyTree = None, *, hori
     return Environment(params, reset, step, actions, steps)
 
 
+@dataclass
+class _Episode:
+    """One that runs, or has ended: then it has no environment any more."""
+
+    environment: Any
+    task: bytes
+    last: Float[np.ndarray, "features"]
+    time: int = 0
+
+
 class _Host:
     """The environments that run, by the number of their episode, and those that are free, by their task."""
 
     def __init__(self, make: Callable[[PyTree], Any], horizon: int) -> None:
         self.make, self.horizon, self.count = make, horizon, 0
-        self.running: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self.running: OrderedDict[int, _Episode] = OrderedDict()
         self.free: OrderedDict[bytes, list[Any]] = OrderedDict()
 
     def reset(self, seed: Any, params: PyTree) -> Any:
@@ -96,9 +107,9 @@ class _Host:
             one = free.pop() if free else self.make(jax.tree.unflatten(tree, mine))
             observation = _flat(one.reset(seed=int(seeds[i]))[0])
             self.count = (self.count + 1) % 2**31
-            self.running[self.count] = {"environment": one, "task": task, "time": 0, "last": observation}
+            self.running[self.count] = _Episode(one, task, observation)
             oldest = next(iter(self.running))
-            if len(self.running) > KEPT and self.running[oldest]["environment"] is None:
+            if len(self.running) > KEPT and self.running[oldest].environment is None:
                 del self.running[oldest]
             observations.append(observation)
             episodes[i] = self.count
@@ -111,15 +122,15 @@ class _Host:
         rewards, done = np.zeros(episodes.shape, np.float32), np.zeros(episodes.shape, np.bool_)
         for i in np.ndindex(episodes.shape):
             run = self.running[int(episodes[i])]
-            if run["environment"] is not None:
-                if run["time"] != times[i]:
+            if run.environment is not None:
+                if run.time != times[i]:
                     raise RuntimeError("two policies act in one episode, begun with one key; give each its own.")
-                after, rewards[i], done[i], _, _ = run["environment"].step(actions[i])
-                run["time"], run["last"] = run["time"] + 1, _flat(after)
-                if done[i] or run["time"] == self.horizon:
-                    self._release(run["task"], run["environment"])
-                    run["environment"] = None
-            observations.append(run["last"])
+                after, rewards[i], done[i], _, _ = run.environment.step(actions[i])
+                run.time, run.last = run.time + 1, _flat(after)
+                if done[i] or run.time == self.horizon:
+                    self._release(run.task, run.environment)
+                    run.environment = None
+            observations.append(run.last)
         return np.stack(observations).reshape(*episodes.shape, -1), rewards, done
 
     def _release(self, task: bytes, environment: Any) -> None:

@@ -1,6 +1,7 @@
 """Robots of Brax: half-cheetah and ant told by reward alone where or how fast to run, a walker of unknown body."""
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,15 +53,22 @@ def _brax(robot: str, backend: str) -> Any:
 
 
 @lru_cache
-def _running(robot: str, goal: str, backend: str, horizon: int) -> Environment:
-    """One object for equal settings, so that tasks made twice share a program."""
+def _running(robot: str, gained: Callable[[Array, Array], Array], backend: str, horizon: int) -> Environment:
+    """One object for equal settings, so that tasks made twice share a program; `gained` is of velocity and task."""
 
-    def reward(state: Any, action: Array, params: Array) -> Array:
-        velocity = state.metrics["x_velocity"]
-        gained = params * velocity if goal == "direction" else -jnp.abs(velocity - params)
-        return gained + ALIVE[robot] - EFFORT[robot] * jnp.square(action).sum()
+    def reward(state: Any, action: Array, task: Array) -> Array:
+        effort = EFFORT[robot] * jnp.square(action).sum()
+        return gained(state.metrics["x_velocity"], task) + ALIVE[robot] - effort
 
     return from_brax(_brax(robot, backend), jnp.ones(()), reward=reward, horizon=horizon)
+
+
+def _near(velocity: Array, target: Array) -> Array:
+    return -jnp.abs(velocity - target)
+
+
+def _along(velocity: Array, direction: Array) -> Array:
+    return direction * velocity
 
 
 @lru_cache
@@ -104,14 +112,14 @@ def _velocity(robot: str, backend: str, horizon: int, queries: int) -> TaskSourc
     def draw(key: Key[Array, ""]) -> Array:
         return jax.random.uniform(key, (), minval=0.0, maxval=FASTEST[robot])
 
-    return environment_tasks(_running(robot, "velocity", backend, horizon), draw, queries=queries)
+    return environment_tasks(_running(robot, _near, backend, horizon), draw, queries=queries)
 
 
 def _direction(robot: str, backend: str, horizon: int, queries: int) -> TaskSource:
     def draw(key: Key[Array, ""]) -> Array:
         return jax.random.rademacher(key, (), jnp.float32)
 
-    return environment_tasks(_running(robot, "direction", backend, horizon), draw, queries=queries)
+    return environment_tasks(_running(robot, _along, backend, horizon), draw, queries=queries)
 
 
 def cheetah_velocity(*, horizon: int = 100, queries: int = 20, backend: str = "spring") -> TaskSource:

@@ -20,7 +20,7 @@ from jmeta.errors import CheckpointError, ConfigError, reason_of
 from jmeta.files import write_whole
 from jmeta.runs.hosts import everywhere, is_first, is_of_others, wait
 from jmeta.step import TrainState
-from jmeta.tree import path_name
+from jmeta.tree import leaf_shapes, path_name
 
 _SEAL = "seal.json"
 _LEFTOVER = re.compile(r"\d+\.(part|replaced|orbax-checkpoint-tmp.*)")  # what a killed write may leave
@@ -75,7 +75,7 @@ def save(folder: str | Path, train_state: TrainState | PyTree) -> None:
             wait("a sealed checkpoint")
             return
         names = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
-        seal = {"sha256": _digest(new, names), "files": names, "leaves": _leaves(tree)}
+        seal = {"sha256": _digest(new, names), "files": names, "leaves": leaf_shapes(tree)}
         write_whole(new / _SEAL, json.dumps(seal))
         for old in replaced:
             old.rename(old.with_name(f"{old.name}.replaced"))
@@ -143,7 +143,7 @@ def restore(folder: str | Path, like: TrainState | PyTree, *, only: str | None =
     is_part = only is not None and not isinstance(like, TrainState)
     wanted = {only: like} if is_part else {only: getattr(like, only)} if only else _stored(like)
     sealed = {name: leaf for name, leaf in _leaves_of(checkpoint).items() if only is None or name.split("/")[0] == only}
-    _compare(checkpoint, sealed, _leaves(wanted))
+    _compare(checkpoint, sealed, leaf_shapes(wanted))
     try:
         saved = _read(checkpoint, wanted, whole=only is None)
     except ValueError as error:  # the same arrays in other containers
@@ -264,7 +264,3 @@ def _digest(checkpoint: Path, names: Iterable[str]) -> str:
 
 def _leaves_of(checkpoint: Path) -> dict[str, str]:
     return dict(_seal(checkpoint).get("leaves", {}))
-
-
-def _leaves(tree: PyTree) -> dict[str, str]:
-    return {path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(tree)}
